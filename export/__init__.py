@@ -1,0 +1,255 @@
+"""Trained models as files for devices and servers, each proved against Keras before it counts.
+
+Functions and one literal table only: in a clone, `import export` makes a second module of this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+
+from kseg import card as cards
+from kseg.artifact import REJECTED, Artifact, artifact_table
+from kseg.config import ExportConfig, Quantization
+from kseg.errors import UserError
+from kseg.files import replacing
+from kseg.inference import Predictor, load
+from kseg.runs import Run, newest
+from kseg.version import VERSION
+
+if TYPE_CHECKING:
+    from kseg.data.dataset import Dataset
+
+# Target to the module of this package that writes it; loaded when chosen.
+TARGETS = {"tflite": "tflite", "saved_model": "saved_model"}
+
+MANIFEST = "manifest.json"
+_WITNESSES = ("tensorflow", "keras", "ai-edge-litert", "numpy")
+
+
+def export_run(config: ExportConfig) -> list[Artifact]:
+    """Write a run as files, prove each, and record them in RUN/export/manifest.json.
+
+    Args:
+        config: what `kseg export` was asked for.
+
+    Returns:
+        One artifact a file, rejected ones too.
+
+    Raises:
+        UserError: if nothing was asked for, or the run or its data cannot be used.
+    """
+    run = Run(config.run) if config.run is not None else newest()
+    plan = _plan(tflite=config.tflite, quantize=config.quantize, saved_model=config.saved_model)
+    from kseg.data.dataset import open_dataset
+
+    dataset = open_dataset(config.data or run.config().data)
+    predictor = load(run.folder, eval_size=config.size, last=config.last)
+    return export_model(
+        predictor,
+        dataset,
+        folder=run.export,
+        plan=plan,
+        output=config.output,
+        min_agreement=config.min_agreement,
+        calibration_images=config.calibration_images,
+        verify_images=config.verify_images,
+    )
+
+
+def export_model(
+    predictor: Predictor,
+    dataset: Dataset,
+    *,
+    folder: Path,
+    plan: Mapping[str, tuple[str, ...]],
+    output: Literal["classes", "logits"] = "classes",
+    min_agreement: float | None = None,
+    calibration_images: int = 100,
+    verify_images: int | None = None,
+) -> list[Artifact]:
+    """Write a Keras model as files into a folder, and prove each of them.
+
+    Args:
+        predictor: a float32 Keras model with logits as its only output.
+        dataset: gives training images for calibration and validation images for the proof.
+        folder: where the files go; those of the same names are replaced.
+        plan: export target to its variants, as `{"tflite": ("float32", "int8")}`.
+        output: what the files give first.
+        min_agreement: labels equal to Keras's, per cent; below it a file is rejected.
+        calibration_images: how many training images set the int8 ranges.
+        verify_images: how many validation images the proof takes; None takes all.
+
+    Returns:
+        One artifact a file, in the order of the plan.
+
+    Raises:
+        UserError: if the data does not fit the model or the disk is full.
+    """
+    from .calibrate import calibration_samples
+    from .verify import prove, validation_samples
+
+    _check(predictor, dataset)
+    samples = calibration_samples(dataset, predictor.size, count=calibration_images)
+    card = replace(predictor.card, output=output, version=VERSION)
+    # The manifest takes its place last, and only if all the rest went well.
+    with replacing(folder / MANIFEST) as manifest, _staging(folder) as staging:
+        written = []
+        for target, variants in plan.items():
+            module = importlib.import_module(f".{TARGETS[target]}", __name__)
+            for variant in variants:
+                path = staging / module.file_name(variant)
+                module.write(predictor.model, path, variant=variant, output=output, samples=samples)
+                cards.embed(path, card)
+                written.append(_measured(path, target, variant, min_agreement))
+        proved = prove(predictor, written, validation_samples(dataset, verify_images))
+        artifacts = [_place(one, staging, folder) for one in proved]
+        record = _record(predictor, dataset, artifacts, _earlier(folder, artifacts))
+        manifest.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return artifacts
+
+
+def show(artifacts: Sequence[Artifact]) -> int:
+    """Print what was written and how it compares; return the exit code, 1 if a file failed."""
+    console = Console()
+    console.print(artifact_table(artifacts))
+    for one in artifacts:
+        for note in one.notes:
+            console.print(f"{one.name}: {note}", soft_wrap=True)
+    failed = [one for one in artifacts if not one.accepted]
+    for one in failed:
+        console.print(
+            f"rejected: {one.agreement:.2f} % of its labels are those of Keras, "
+            f"{one.min_agreement:g} % are needed: {one.path}",
+            style="red",
+            soft_wrap=True,
+        )
+    return 1 if failed else 0
+
+
+def _plan(
+    *, tflite: bool, quantize: tuple[Quantization, ...], saved_model: bool
+) -> dict[str, tuple[str, ...]]:
+    """Return target to variants, as the flags of the command mean it."""
+    if quantize and not tflite:
+        raise UserError("--quantize makes further .tflite files; it needs --tflite")
+    plan: dict[str, tuple[str, ...]] = {}
+    if tflite:
+        plan["tflite"] = tuple(dict.fromkeys(("float32", *quantize)))
+    if saved_model:
+        plan["saved_model"] = ("float32",)
+    if not plan:
+        raise UserError("nothing to export; name at least one of --tflite, --saved-model")
+    return plan
+
+
+def _check(predictor: Predictor, dataset: Dataset) -> None:
+    if predictor.model is None:
+        raise UserError(f"{predictor.path} is exported already; export takes a run")
+    if len(dataset.classes) != predictor.num_classes:
+        raise UserError(
+            f"{dataset.name} has {len(dataset.classes)} classes, {predictor.path} has "
+            f"{predictor.num_classes}; name the data set it was trained on with --data"
+        )
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """Give a folder on the same disk, where files stay until they are proved."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as staging:
+        yield Path(staging)
+
+
+def _measured(path: Path, target: str, variant: str, minimum: float | None) -> Artifact:
+    """Return what is known of a file before its proof."""
+    exact = variant in ("float32", "float16")
+    return Artifact(
+        path=path,
+        target=target,
+        variant=variant,
+        bytes=sum(file.stat().st_size for file in _files(path)),
+        sha256=digest(path),
+        inputs={},
+        outputs={},
+        agreement=0.0,
+        min_agreement=minimum if minimum is not None else (99.0 if exact else 95.0),
+        miou=0.0,
+        keras_miou=0.0,
+        images=0,
+    )
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Of a folder: the SHA-256 over the lines `SHA256  NAME` of its files, sorted by name, as
+    `sha256sum` prints them.
+    """
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = [f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in _files(path)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted((file for file in path.rglob("*") if file.is_file()), key=Path.as_posix)
+
+
+def _place(one: Artifact, staging: Path, folder: Path) -> Artifact:
+    """Move a proved file to its name, or to NAME.rejected; what stood at the other one goes."""
+    good = folder / one.path.relative_to(staging)
+    bad = good.with_name(good.name + REJECTED)
+    place, other = (good, bad) if one.agreement >= one.min_agreement else (bad, good)
+    with replacing(place) as temporary:
+        os.rename(one.path, temporary)
+    shutil.rmtree(other) if other.is_dir() else other.unlink(missing_ok=True)
+    return replace(one, path=place)
+
+
+def _earlier(folder: Path, artifacts: list[Artifact]) -> list[dict]:
+    """Return the entries of the last manifest whose files still stand unchanged."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return []
+    ours = {one.name.removesuffix(REJECTED) for one in artifacts}
+    return [
+        entry
+        for entry in json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        if entry["path"].removesuffix(REJECTED) not in ours
+        and (folder / entry["path"]).exists()
+        and digest(folder / entry["path"]) == entry["sha256"]
+    ]
+
+
+def _record(
+    predictor: Predictor, dataset: Dataset, artifacts: list[Artifact], earlier: list[dict]
+) -> dict:
+    versions = {name: metadata.version(name) for name in _WITNESSES}
+    facts = {
+        "source": predictor.path.name,
+        "source_sha256": digest(predictor.path),
+        "data": f"{dataset.name} val",
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    return {
+        "versions": versions | {"kseg": VERSION, "python": platform.python_version()},
+        "model": predictor.card.model,
+        "classes": list(predictor.classes),
+        "files": [*earlier, *(one.to_dict() | facts for one in artifacts)],
+    }

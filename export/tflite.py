@@ -1,0 +1,102 @@
+"""LiteRT (.tflite) files: static batch of one, built-in operators only."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import keras
+import tensorflow as tf
+
+from kseg.errors import Failure
+from kseg.quiet import quiet
+
+from .calibrate import Samples
+from .graph import inference_graph, write_graphs
+
+
+def file_name(variant: str) -> str:
+    """Return the name of the file that holds a variant."""
+    return f"model-{variant}.tflite"
+
+
+def write(
+    model: keras.Model,
+    path: Path,
+    *,
+    variant: str,
+    output: Literal["classes", "logits"],
+    samples: Samples,
+) -> None:
+    """Convert a model.
+
+    The batch is a static 1: only then are dilated convolutions single operators, and batch
+    normalisation and ReLU part of them.
+
+    Args:
+        model: takes images 0..255, gives logits.
+        path: the file to write.
+        variant: "float32", "float16", "dynamic" (int8 weights, ranges found while running) or
+            "int8" (weights and activations).
+        output: what the file gives.
+        samples: representative images, for int8.
+
+    Raises:
+        Failure: if the model has an operation without a built-in operator.
+    """
+    size = model.input_shape[1:3]
+    # An int8 file takes bytes by its input's quantisation alone, without a CAST through float.
+    dtype = tf.float32 if variant == "int8" else tf.uint8
+    image = tf.TensorSpec((1, *size, 3), dtype, name="image")
+    with tempfile.TemporaryDirectory() as folder:
+        graph = inference_graph(model, output=output)
+        write_graphs(model, Path(folder), {"serving_default": graph}, image=image)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        _VARIANTS[variant](converter, samples)
+        path.write_bytes(_convert(converter, path.name))
+
+
+def _float32(converter: tf.lite.TFLiteConverter, samples: Samples) -> None:
+    pass
+
+
+def _float16(converter: tf.lite.TFLiteConverter, samples: Samples) -> None:
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+
+
+def _dynamic(converter: tf.lite.TFLiteConverter, samples: Samples) -> None:
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+
+
+def _int8(converter: tf.lite.TFLiteConverter, samples: Samples) -> None:
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([one.astype("float32")] for one in samples())
+    # The second set lets an operator without int8 kernel stay in float instead of failing.
+    ops = tf.lite.OpsSet
+    converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS_INT8, ops.TFLITE_BUILTINS]
+    converter.inference_input_type = tf.uint8
+
+
+_VARIANTS = {"float32": _float32, "float16": _float16, "dynamic": _dynamic, "int8": _int8}
+
+
+def _convert(converter: tf.lite.TFLiteConverter, name: str) -> bytes:
+    try:
+        with quiet(), warnings.catch_warnings():
+            # "Statistics for quantized inputs were expected": they come from the samples.
+            warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow")
+            return converter.convert()
+    except Exception as error:  # the converter raises several private types
+        raise Failure(f"{name} could not be converted: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of the converter's page-long message that tells what is wrong."""
+    missing = re.search(r"(?:Select|Custom) ops: (.+)", str(error))
+    if missing:
+        return f"there is no built-in operator for {missing[1].strip()}"
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

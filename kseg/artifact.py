@@ -1,0 +1,108 @@
+"""What one exported file is, and what its proof found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+REJECTED = ".rejected"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported file or folder.
+
+    Attributes:
+        path: where it lies; ends in `.rejected` if it failed its proof.
+        target: export format, "tflite" or "saved_model".
+        variant: number format of the weights, as "float32" or "int8".
+        bytes: size on disk.
+        sha256: of the file; of a folder, over the names and contents of its files.
+        inputs: name of each input to its type and shape.
+        outputs: name of each output to its type and shape.
+        agreement: pixels labelled as Keras labels them, per cent, at the model's size.
+        min_agreement: what it had to reach.
+        miou: mean IoU of the file at the labels' own size, as a fraction.
+        keras_miou: the same of the Keras model on the same images.
+        images: how many images the proof used.
+        milliseconds: median time of one image on one thread; None where it was not measured.
+        outside: operators that XNNPACK does not run, with their count; None where this has no
+            meaning.
+        notes: what a person should know about the file.
+    """
+
+    path: Path
+    target: str
+    variant: str
+    bytes: int
+    sha256: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    agreement: float
+    min_agreement: float
+    miou: float
+    keras_miou: float
+    images: int
+    milliseconds: float | None = None
+    outside: Mapping[str, int] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the file passed its proof."""
+        return self.path.suffix != REJECTED
+
+    @property
+    def name(self) -> str:
+        """The path below the export folder."""
+        depth = 2 if self.target == "saved_model" else 1
+        return "/".join(self.path.parts[-depth:])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON takes it, the path by its place in the export folder."""
+        # A class absent everywhere has no IoU; neither has a split without any valid pixel.
+        scores = {name: _number(getattr(self, name)) for name in ("miou", "keras_miou")}
+        return asdict(self) | scores | {"path": self.name, "accepted": self.accepted}
+
+
+def artifact_table(artifacts: Sequence[Artifact]) -> Table:
+    """Return the table that `kseg export` ends with."""
+    table = Table(title=_title(artifacts))
+    for heading in ("file", "MB", "agree %", "mIoU", "Keras mIoU", "ms, 1 thread"):
+        table.add_column(heading, justify="left" if heading == "file" else "right")
+    table.add_column("outside XNNPACK")
+    for one in artifacts:
+        style = None if one.accepted else "red"
+        table.add_row(*_cells(one), style=style)
+    return table
+
+
+def _title(artifacts: Sequence[Artifact]) -> str:
+    images = artifacts[0].images if artifacts else 0
+    return f"compared with Keras on {images} validation image{'s' if images != 1 else ''}"
+
+
+def _cells(one: Artifact) -> tuple[str, ...]:
+    short = "" if one.accepted else f" < {one.min_agreement:g}"
+    return (
+        one.name,
+        f"{one.bytes / 1e6:.2f}",
+        f"{one.agreement:.2f}{short}",
+        f"{one.miou:.4f}",
+        f"{one.keras_miou:.4f}",
+        "-" if one.milliseconds is None else f"{one.milliseconds:.1f}",
+        "-" if one.outside is None else _counted(one.outside) or "none",
+    )
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _counted(operators: Mapping[str, int]) -> str:
+    return ", ".join(name if n == 1 else f"{n} {name}" for name, n in operators.items())

@@ -1,0 +1,304 @@
+"""Pieces that several architectures share; each takes a tensor and gives a tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers
+
+from kseg.errors import UserError
+
+BN_MOMENTUM = 0.9
+BN_EPSILON = 1e-5
+
+
+def check_input(
+    input_shape: tuple[int, int, int], num_classes: int, *, channels: int | None = 3
+) -> None:
+    """Refuse a shape that the strides of a network do not divide, or a senseless class count.
+
+    Args:
+        input_shape: (height, width, channels) of the image.
+        num_classes: number of classes, background among them.
+        channels: the channels the model takes, None for any.
+
+    Raises:
+        UserError: naming the nearest sizes that work.
+    """
+    height, width, depth = input_shape
+    if any(side < 64 or side % 32 for side in (height, width)):
+        near = "x".join(str(max(64, 32 * round(side / 32))) for side in (height, width))
+        raise UserError(
+            f"image size {height}x{width}: height and width must be multiples of 32 and at "
+            f"least 64; the nearest such size is {near}"
+        )
+    if channels not in (None, depth):
+        raise UserError(f"this model takes images of {channels} channels, not {depth}")
+    if num_classes < 2:
+        raise UserError(f"num_classes is {num_classes}; background counts, so it is at least 2")
+
+
+def activate(x: keras.KerasTensor, activation: str | None, *, name: str) -> keras.KerasTensor:
+    """Apply `activation` in a layer named `{name}_{activation}`; None leaves `x` as it is."""
+    if activation is None:
+        return x
+    if activation == "relu":
+        return layers.ReLU(name=f"{name}_relu")(x)
+    return layers.Activation(activation, name=f"{name}_{activation}")(x)
+
+
+def batch_norm(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
+    """Batch normalisation in a layer named `{name}_bn`."""
+    return layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=BN_EPSILON, name=f"{name}_bn")(x)
+
+
+def conv_bn_relu(
+    x: keras.KerasTensor,
+    filters: int,
+    *,
+    name: str,
+    kernel: int = 3,
+    strides: int = 1,
+    dilation: int = 1,
+    activation: str | None = "relu",
+) -> keras.KerasTensor:
+    """Convolution without bias, batch normalisation, activation; "same" padding.
+
+    Args:
+        x: (B, H, W, C).
+        filters: channels of the result.
+        name: its layers are `{name}_conv`, `{name}_bn`, `{name}_relu`.
+        kernel: side of the kernel.
+        strides: of the convolution.
+        dilation: atrous rate; needs strides of 1.
+        activation: any of Keras', or None.
+
+    Returns:
+        (B, ceil(H / strides), ceil(W / strides), filters).
+    """
+    x = layers.Conv2D(
+        filters,
+        kernel,
+        strides=strides,
+        padding="same",
+        dilation_rate=dilation,
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=f"{name}_conv",
+    )(x)
+    return activate(batch_norm(x, name=name), activation, name=name)
+
+
+def depthwise_bn_relu(
+    x: keras.KerasTensor,
+    *,
+    name: str,
+    kernel: int = 3,
+    strides: int = 1,
+    dilation: int = 1,
+    activation: str | None = "relu",
+) -> keras.KerasTensor:
+    """Depthwise convolution without bias, batch normalisation, activation; "same" padding.
+
+    Args:
+        x: (B, H, W, C).
+        name: its layers are `{name}_conv`, `{name}_bn`, `{name}_relu`.
+        kernel: side of the kernel.
+        strides: of the convolution.
+        dilation: atrous rate; needs strides of 1.
+        activation: any of Keras', or None.
+
+    Returns:
+        (B, ceil(H / strides), ceil(W / strides), C).
+    """
+    x = layers.DepthwiseConv2D(
+        kernel,
+        strides=strides,
+        padding="same",
+        dilation_rate=dilation,
+        use_bias=False,
+        # "he_normal" would count every channel as input of each, though a channel sees itself only.
+        depthwise_initializer=keras.initializers.RandomNormal(stddev=math.sqrt(2) / kernel),
+        name=f"{name}_conv",
+    )(x)
+    return activate(batch_norm(x, name=name), activation, name=name)
+
+
+def separable_conv(
+    x: keras.KerasTensor,
+    filters: int,
+    *,
+    name: str,
+    kernel: int = 3,
+    strides: int = 1,
+    dilation: int = 1,
+) -> keras.KerasTensor:
+    """Depthwise then 1x1 convolution, batch normalisation and ReLU after each (DeepLab's form).
+
+    Args:
+        x: (B, H, W, C).
+        filters: channels of the result.
+        name: its layers are `{name}_depthwise_conv` ... and `{name}_pointwise_conv` ...
+        kernel: side of the depthwise kernel.
+        strides: of the depthwise convolution.
+        dilation: atrous rate of the depthwise convolution.
+
+    Returns:
+        (B, ceil(H / strides), ceil(W / strides), filters).
+    """
+    x = depthwise_bn_relu(
+        x, kernel=kernel, strides=strides, dilation=dilation, name=f"{name}_depthwise"
+    )
+    return conv_bn_relu(x, filters, kernel=1, name=f"{name}_pointwise")
+
+
+def resize_to(
+    x: keras.KerasTensor, target: keras.KerasTensor | tuple[int, int], *, name: str
+) -> keras.KerasTensor:
+    """Resize bilinearly with half-pixel centres, in float32 whatever the policy.
+
+    Args:
+        x: (B, h, w, C).
+        target: (height, width), or a map (B, H, W, any) whose size is wanted.
+        name: of the layer.
+
+    Returns:
+        (B, H, W, C) float32; `x` itself where it has that size.
+    """
+    height, width = target if isinstance(target, tuple) else target.shape[1:3]
+    rows, columns = x.shape[1:3]
+    if (rows, columns) == (height, width):
+        return x
+    if height % rows == 0 and width % columns == 0:
+        factors = (height // rows, width // columns)
+        return layers.UpSampling2D(factors, interpolation="bilinear", dtype="float32", name=name)(x)
+    return BilinearResize(height, width, dtype="float32", name=name)(x)
+
+
+@keras.saving.register_keras_serializable("kseg")
+class BilinearResize(layers.Layer):
+    """Resize to a fixed size, bilinearly with half-pixel centres and without antialiasing.
+
+    `keras.layers.Resizing` is not for the inside of a model: its `call` takes training=True by
+    default, and Keras 3.15 hands that on to every batch normalisation behind it.
+    """
+
+    def __init__(self, height: int, width: int, **kwargs: Any) -> None:  # noqa: ANN401
+        """Take the size wanted; `kwargs` are those of `keras.layers.Layer`."""
+        super().__init__(**kwargs)
+        self.height = height
+        self.width = width
+
+    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        """Return `x` (B, h, w, C) as (B, height, width, C)."""
+        size = (self.height, self.width)
+        return keras.ops.image.resize(
+            x, size, interpolation="bilinear", data_format="channels_last"
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `__init__` took."""
+        return super().get_config() | {"height": self.height, "width": self.width}
+
+
+def pool_to(x: keras.KerasTensor, bins: int, *, name: str) -> keras.KerasTensor:
+    """Average into bins x bins cells; where they do not divide the map, cells overlap as in torch.
+
+    Args:
+        x: (B, H, W, C).
+        bins: cells a side.
+        name: of the layer.
+
+    Returns:
+        (B, bins, bins, C).
+    """
+    height, width = x.shape[1:3]
+    if bins == 1:
+        return layers.GlobalAveragePooling2D(keepdims=True, name=name)(x)
+    if height % bins == 0 and width % bins == 0:
+        return layers.AveragePooling2D((height // bins, width // bins), name=name)(x)
+    return layers.AdaptiveAveragePooling2D(bins, name=name)(x)
+
+
+def aspp(
+    x: keras.KerasTensor,
+    filters: int = 256,
+    *,
+    rates: Sequence[int],
+    separable: bool = False,
+    name: str = "aspp",
+) -> keras.KerasTensor:
+    """Atrous spatial pyramid pooling with an image-level branch.
+
+    Args:
+        x: (B, H, W, C).
+        filters: channels of every branch and of the result.
+        rates: atrous rate of each 3x3 branch.
+        separable: make the 3x3 branches depthwise separable.
+        name: prefix of its layers.
+
+    Returns:
+        (B, H, W, filters).
+
+    Source:
+        Chen, Papandreou, Schroff, Adam, "Rethinking Atrous Convolution for Semantic Image
+        Segmentation", 2017, section 3.3, arXiv:1706.05587.
+    """
+    conv = separable_conv if separable else conv_bn_relu
+    branches = [conv_bn_relu(x, filters, kernel=1, name=f"{name}_1x1")]
+    branches += [conv(x, filters, dilation=rate, name=f"{name}_rate{rate}") for rate in rates]
+    image_level = pool_to(x, 1, name=f"{name}_pool")
+    image_level = conv_bn_relu(image_level, filters, kernel=1, name=f"{name}_image")
+    branches.append(resize_to(image_level, x, name=f"{name}_image_resize"))
+    x = layers.Concatenate(name=f"{name}_concat")(branches)
+    return conv_bn_relu(x, filters, kernel=1, name=f"{name}_project")
+
+
+def classifier(
+    x: keras.KerasTensor, num_classes: int, size: tuple[int, int], *, name: str = "logits"
+) -> keras.KerasTensor:
+    """Classify each pixel by a 1x1 convolution, then resize to the image.
+
+    Args:
+        x: (B, h, w, C).
+        num_classes: number of classes.
+        size: height and width of the image.
+        name: of the output; its layers are `{name}_conv`, `{name}_resize` and `{name}`.
+
+    Returns:
+        (B, height, width, num_classes) float32.
+    """
+    x = layers.Conv2D(num_classes, 1, name=f"{name}_conv")(x)
+    x = resize_to(x, size, name=f"{name}_resize")
+    return layers.Activation("linear", dtype="float32", name=name)(x)
+
+
+def fcn_head(
+    x: keras.KerasTensor,
+    num_classes: int,
+    size: tuple[int, int],
+    *,
+    dropout: float = 0.1,
+    name: str = "logits",
+) -> keras.KerasTensor:
+    """3x3 convolution to a quarter of the channels, dropout, classifier: torchvision's `FCNHead`.
+
+    Args:
+        x: (B, h, w, C).
+        num_classes: number of classes.
+        size: height and width of the image.
+        dropout: rate.
+        name: of the output, prefix of its layers.
+
+    Returns:
+        (B, height, width, num_classes) float32.
+
+    Source:
+        torchvision, `models/segmentation/fcn.py`.
+    """
+    x = conv_bn_relu(x, x.shape[-1] // 4, name=f"{name}_head")
+    x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
+    return classifier(x, num_classes, size, name=name)

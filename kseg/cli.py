@@ -1,0 +1,224 @@
+"""The parser and one short function a command; TensorFlow is loaded last."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import operator
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import subcommand
+
+from kseg import config as c
+from kseg.errors import Failure, UserError
+from kseg.registry import Registry
+from kseg.version import VERSION
+
+DESCRIPTION = (
+    "Semantic segmentation: from labelled images to a small, fast, verified model on a device. "
+    "`kseg --version` prints the version."
+)
+EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after `kseg`; those of the process if None.
+
+    Returns:
+        The exit code: 0, 1 for a failure, 2 for a mistake of the user, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[_log_handler()], force=True
+    )
+    for noisy in ("absl", "jax", "h5py", "tensorflow"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        return _run(words)
+    except UserError as error:
+        return _complain(error, EXIT_USER)
+    except Failure as error:
+        return _complain(error, EXIT_FAILURE)
+    except KeyboardInterrupt:
+        return _complain("interrupted", EXIT_INTERRUPTED)
+
+
+def train(config: c.TrainConfig) -> int:
+    """Train, then print the table of classes and what to type next."""
+    from kseg.quiet import load_tensorflow
+
+    load_tensorflow()
+    from kseg.train import Interrupted, train
+
+    try:
+        trained = train(config)
+    except Interrupted as stopped:
+        print(f"\nstopped and saved; go on with: kseg train --resume {stopped}")
+        return EXIT_INTERRUPTED
+    if trained.evaluation is not None:
+        folder = trained.run.folder
+        _show(trained.evaluation.table())
+        print(
+            f"run: {folder}\nnext:\n  kseg predict {folder} IMAGE --out out\n"
+            f"  kseg export {folder} --tflite --quantize int8"
+        )
+    return 0
+
+
+def evaluate(config: c.EvalConfig) -> int:
+    """Measure a model file and print the table."""
+    from kseg.quiet import load_tensorflow
+
+    load_tensorflow()
+    from kseg.data.dataset import open_dataset
+    from kseg.evaluate import evaluate
+    from kseg.inference import load
+
+    predictor = load(config.model or _newest(), eval_size=config.eval_size, last=config.last)
+    data = config.data or predictor.card.dataset
+    if not data:
+        raise UserError(f"{predictor.path} does not say what it was trained on; name it by --data")
+    dataset = open_dataset(data)
+    result = evaluate(predictor, dataset, split=config.split, limit=config.limit)
+    _show(result.table())
+    if config.json is not None:
+        result.save_json(config.json)
+    return 0
+
+
+def predict(config: c.PredictConfig) -> int:
+    """Label images and say where the results are."""
+    from kseg.inference import load
+    from kseg.predict import predict_files
+    from kseg.quiet import load_tensorflow
+
+    if config.model.suffix != ".tflite":
+        load_tensorflow()
+    predictor = load(config.model, eval_size=config.eval_size, last=config.last)
+    written = predict_files(predictor, config.images, config.out)
+    print(f"{len(written)} images labelled: {config.out}")
+    return 0
+
+
+def export(config: c.ExportConfig) -> int:
+    """Write the files, print the proof; 1 if a file was rejected."""
+    from kseg.quiet import load_tensorflow
+
+    load_tensorflow()
+    from kseg.artifact import artifact_table
+    from kseg.export import export_run
+
+    artifacts = export_run(config)
+    _show(artifact_table(artifacts))
+    rejected = [str(one.path) for one in artifacts if not one.accepted]
+    if rejected:
+        raise Failure(f"below --min-agreement, set aside: {', '.join(rejected)}")
+    return 0
+
+
+def models(config: c.ModelsConfig) -> int:
+    """List the models, or show one builder."""
+    from kseg.quiet import load_tensorflow
+    from kseg.registry import MODELS
+
+    load_tensorflow()
+    return _list(MODELS, config.name)
+
+
+def backbones(config: c.BackbonesConfig) -> int:
+    """List the backbones, or show one builder."""
+    from kseg.quiet import load_tensorflow
+    from kseg.registry import BACKBONES
+
+    load_tensorflow()
+    return _list(BACKBONES, config.name)
+
+
+def losses(config: c.LossesConfig) -> int:
+    """List the losses, or show one."""
+    from kseg.quiet import load_tensorflow
+    from kseg.registry import LOSSES
+
+    load_tensorflow()
+    return _list(LOSSES, config.name)
+
+
+def datasets(config: c.DatasetsConfig) -> int:
+    """List the data sets, or show how one is laid out."""
+    from kseg.registry import DATASETS
+
+    return _list(DATASETS, config.name)
+
+
+_COMMANDS: dict[type, tuple[str, Callable[[Any], int]]] = {
+    c.TrainConfig: ("train", train),
+    c.EvalConfig: ("evaluate", evaluate),
+    c.PredictConfig: ("predict", predict),
+    c.ExportConfig: ("export", export),
+    c.ModelsConfig: ("models", models),
+    c.BackbonesConfig: ("backbones", backbones),
+    c.LossesConfig: ("losses", losses),
+    c.DatasetsConfig: ("datasets", datasets),
+}
+
+
+def _run(words: list[str]) -> int:
+    if words == ["--version"]:
+        print(f"kseg {VERSION}")
+        return 0
+    if words[:1] == ["train"]:
+        words = ["train", *c.with_recipe(words[1:])]
+    try:
+        config = tyro.cli(_any_command(), prog="kseg", description=DESCRIPTION, args=words)
+    except SystemExit as end:  # tyro has answered: help (0) or a mistake (2)
+        return int(end.code or 0)
+    return _COMMANDS[type(config)][1](config)
+
+
+def _any_command() -> Any:  # noqa: ANN401 - a union made at run time
+    kinds = [Annotated[kind, subcommand(name)] for kind, (name, _) in _COMMANDS.items()]
+    return functools.reduce(operator.or_, kinds)
+
+
+def _newest() -> Path:
+    from kseg.runs import newest
+
+    return newest().folder
+
+
+def _list(registry: Registry, name: str | None) -> int:
+    if name is not None:
+        item = registry[name]
+        print(f"{item.__name__}{inspect.signature(item)}\n\n{inspect.getdoc(item)}")
+        return 0
+    table = Table(registry.kind, "what it is", box=None)
+    for known in registry:
+        table.add_row(known, escape(inspect.getdoc(registry[known]).splitlines()[0]))
+    _show(table)
+    return 0
+
+
+def _show(table: Table) -> None:
+    Console().print(table)
+
+
+def _complain(error: object, code: int) -> int:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"kseg: {escape(str(error))}")
+    return code
+
+
+def _log_handler() -> logging.Handler:
+    console = Console(stderr=True)
+    return RichHandler(console=console, show_time=False, show_path=False, show_level=False)

@@ -1,0 +1,279 @@
+"""One frozen dataclass a command; the command line and its help are made from these fields.
+
+Nothing here imports TensorFlow or Keras: help and mistakes must answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from kseg.errors import UserError
+from kseg.registry import nearest
+
+Switch = FlagCreatePairsOff[bool]
+Size = Annotated[tuple[int, int] | None, arg(metavar="H W", help_behavior_hint="")]
+Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Text = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+Folder = Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")]
+Options = Annotated[
+    UseAppendAction[tuple[str, ...]], arg(name="option", aliases=["-o"], metavar="NAME=VALUE")
+]
+Quantization = Literal["float16", "dynamic", "int8"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a model: labelled images in, a run folder out."""
+
+    data: str = "scenes"
+    """Data set, NAME[:PATH]; `kseg datasets` lists them."""
+    model: str = "swiftnet"
+    """Architecture; `kseg models` lists them."""
+    backbone: Text = None
+    """Feature extractor, where the model takes one; `kseg backbones` lists them."""
+    weights: Annotated[str, arg(metavar="none|imagenet|FILE|RUN")] = "none"
+    """Where training starts: random, an ImageNet backbone, a .keras file or a run."""
+    size: Size = None
+    """Training window, pixels. Default: the most frequent image size, at most 512 a side."""
+    eval_size: Size = None
+    """What evaluate, predict and export feed. Default: the most frequent image size, rounded up."""
+    batch_size: int = 8
+    """Images a step, over all devices."""
+    steps: Count = None
+    """Length of the training in steps. Default: 480."""
+    epochs: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    """Length of the training in passes over the data, in place of --steps."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Optimiser; sgd has momentum 0.9."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    schedule: Literal["poly", "cosine", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up; poly has power 0.9."""
+    warmup: Count = None
+    """Steps of linear warm-up. Default: 5 % of the training."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of kernels; biases and BN are left out."""
+    ema: float = 0.99
+    """Decay of the averaged weights that are evaluated and kept; 0 turns averaging off."""
+    loss: str = "ce"
+    """Loss; `kseg losses` lists them."""
+    class_weights: Annotated[str, arg(metavar="none|median|sqrt|enet|FILE")] = "sqrt"
+    """Weight of each class in the loss, from the training masks or a file of name,weight."""
+    scale: Annotated[tuple[float, float], arg(metavar="MIN MAX")] = (0.5, 2.0)
+    """Random scale of the window, relative to the image's own pixels."""
+    jitter: float = 1.0
+    """Strength of the random brightness, contrast, saturation and hue; 0 turns them off."""
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    """Arithmetic of the layers; files are always float32."""
+    jit: Switch = False
+    """Compile the step with XLA; on CPUs this is several times slower."""
+    seed: int = 0
+    """Of weights, order and augmentation; equal seeds give equal runs."""
+    eval_every: Count = None
+    """Steps between validations. Default: a quarter of the training."""
+    checkpoint_every: Count = None
+    """Steps between checkpoints. Default: as --eval-every, at most 200."""
+    run: Folder = None
+    """Folder to write. Default: runs/DATE-TIME-MODEL."""
+    resume: Folder = None
+    """Continue this run, exactly where its last checkpoint stands; takes no other flag."""
+    recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
+    """Settings from a recipe; flags beside it win."""
+    options: Options = ()
+    """Option of the model, as in -o decoder_channels=48; `kseg models NAME` shows them."""
+
+    def to_json(self) -> str:
+        """Return the config as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=1, default=str)
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> TrainConfig:
+        """Return the config that `to_json` wrote.
+
+        Raises:
+            UserError: if a field is unknown, as of a newer kseg.
+        """
+        known = {field.name for field in dataclasses.fields(TrainConfig)}
+        for name in raw.keys() - known:
+            raise UserError(f"config.json has {name!r}, which this kseg does not know")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        for name in ("run", "resume"):
+            values[name] = Path(values[name]) if values.get(name) else None
+        return TrainConfig(**values)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Measure a run or a model file on a data set."""
+
+    model: Annotated[Positional[Path | None], arg(metavar="RUN|FILE", help_behavior_hint="")] = None
+    """Run folder, .keras, .tflite or SavedModel. Default: the newest run."""
+    data: Text = None
+    """Data set, NAME[:PATH]. Default: the one the model was trained on."""
+    split: str = "val"
+    """Which part of the data set."""
+    eval_size: Size = None
+    """Size fed to the model, pixels. Default: the model's own."""
+    limit: Count = None
+    """Use only the first N images."""
+    last: Switch = False
+    """Take last.keras of the run instead of best.keras."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the result here, fractions of 1."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Label images: palette PNG masks and overlays with a legend."""
+
+    model: Annotated[Positional[Path], arg(metavar="RUN|FILE")]
+    """Run folder, .keras, .tflite or SavedModel."""
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE|FOLDER")]
+    """Images and folders of images."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions")
+    """Where the results go; sub-folders are kept."""
+    eval_size: Size = None
+    """Size fed to the model, pixels. Default: the model's own."""
+    last: Switch = False
+    """Take last.keras of the run instead of best.keras."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a run as files for devices and servers, and prove that they behave like the model."""
+
+    run: Annotated[Positional[Path | None], arg(metavar="RUN", help_behavior_hint="")] = None
+    """Run folder. Default: the newest run."""
+    tflite: Switch = False
+    """Write model-float32.tflite, and one file for each --quantize."""
+    saved_model: Switch = False
+    """Write saved_model/1, as TF Serving reads it."""
+    quantize: tuple[Quantization, ...] = ()
+    """Further .tflite files."""
+    output: Literal["classes", "logits"] = "classes"
+    """What the files give first: the class map (uint8) or the logits (float32)."""
+    size: Size = None
+    """Input size of the files, pixels. Default: the run's --eval-size."""
+    data: Text = None
+    """Data set for calibration and proof. Default: the one the run was trained on."""
+    min_agreement: Annotated[float | None, arg(metavar="PERCENT", help_behavior_hint="")] = None
+    """Labels equal to Keras's, below which a file is rejected. Default: 99 for float, else 95."""
+    calibration_images: int = 100
+    """Training images that set the int8 ranges."""
+    verify_images: Count = None
+    """Validation images of the proof. Default: all."""
+    last: Switch = False
+    """Take last.keras of the run instead of best.keras."""
+
+
+Name = Annotated[Positional[str | None], arg(metavar="NAME", help_behavior_hint="")]
+
+
+@dataclass(frozen=True)
+class ModelsConfig:
+    """List the architectures, or show one."""
+
+    name: Name = None
+    """Show this one's signature and docstring."""
+
+
+@dataclass(frozen=True)
+class BackbonesConfig:
+    """List the feature extractors, or show one."""
+
+    name: Name = None
+    """Show this one's signature and docstring."""
+
+
+@dataclass(frozen=True)
+class LossesConfig:
+    """List the losses, or show one."""
+
+    name: Name = None
+    """Show this one's signature and docstring."""
+
+
+@dataclass(frozen=True)
+class DatasetsConfig:
+    """List the kinds of data sets, or show how one is laid out."""
+
+    name: Name = None
+    """Show this one's docstring."""
+
+
+def recipe_arguments(name: str) -> list[str]:
+    """Return a recipe as the arguments that stand before the typed ones.
+
+    Args:
+        name: name of a recipe of kseg, or the path of a `.toml` file. Its keys are the fields of
+            TrainConfig, with `-` or `_`; its table `options` holds options of the model.
+
+    Raises:
+        UserError: if there is no such recipe, it is not TOML, or a key is unknown.
+    """
+    values = _read_recipe(name)
+    options = values.pop("options", {})
+    known = {field.name for field in dataclasses.fields(TrainConfig)} - {"recipe", "resume", "run"}
+    arguments: list[str] = []
+    for key, value in values.items():
+        field = key.replace("-", "_")
+        if field not in known:
+            raise UserError(f"recipe {name}: no key {key!r}{nearest(field, known)}")
+        arguments += _flag("--" + field.replace("_", "-"), value)
+    for key, value in options.items():
+        arguments += ["-o", f"{key}={_option_text(value)}"]
+    return arguments
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with kseg."""
+    folder = resources.files("kseg.recipes")
+    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def _read_recipe(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise UserError(f"recipe {name}: there is no such file")
+        text = path.read_text()
+    elif name in recipe_names():
+        text = (resources.files("kseg.recipes") / f"{name}.toml").read_text()
+    else:
+        known = recipe_names()
+        raise UserError(f"no recipe {name!r}{nearest(name, known)} (there are: {', '.join(known)})")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {name} is not TOML: {error}") from error
+
+
+def _flag(flag: str, value: object) -> list[str]:
+    if isinstance(value, bool):
+        return [flag] if value else []
+    if isinstance(value, list):
+        return [flag, *map(str, value)]
+    return [flag, str(value)]
+
+
+def _option_text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def with_recipe(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of `train` with its recipe, if one is named, spelled out before them."""
+    for index, word in enumerate(arguments):
+        if word == "--recipe" and index + 1 < len(arguments):
+            return [*recipe_arguments(arguments[index + 1]), *arguments]
+        if word.startswith("--recipe="):
+            return [*recipe_arguments(word.partition("=")[2]), *arguments]
+    return list(arguments)

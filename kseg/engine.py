@@ -1,0 +1,148 @@
+"""The compiled training step, with any `tf.distribute` strategy around it.
+
+`keras.Model.fit` is not used: it can neither resume exactly nor run on several workers, and it
+averages losses per replica where a segmentation loss has to be averaged over the valid pixels of
+the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kseg.losses.cross_entropy import valid_pixels
+
+
+class Engine:
+    """A model in training: one call of `step` a batch.
+
+    Attributes:
+        model: the training model; its outputs are a dict with `logits` first.
+        optimizer: the Keras optimiser; under mixed_float16 its loss is scaled.
+        finished: number of finished steps.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        optimizer: keras.optimizers.Optimizer,
+        losses: Mapping[str, tuple[keras.losses.Loss, float]],
+        ema: float = 0.0,
+        jit: bool = False,
+        strategy: tf.distribute.Strategy | None = None,
+    ) -> None:
+        """Make the state of a training; build it inside the strategy's scope.
+
+        Args:
+            model: outputs {"logits": (B, H, W, C), ...}, all float32.
+            optimizer: any Keras optimiser.
+            losses: for each output that counts, its loss and weight. A loss answers with a value
+                a pixel (B, H, W), 0 where ignored, or a value an image (B,).
+            ema: decay of the averaged weights; 0 for none.
+            jit: compile with XLA.
+            strategy: where the replicas live; the default strategy if None.
+        """
+        self.model = model
+        self.optimizer = optimizer
+        self.finished = 0
+        self._losses = dict(losses)
+        self._ema = ema
+        self._strategy = strategy or tf.distribute.get_strategy()
+        optimizer.build(model.trainable_variables)
+        self._averaged = [v for v in model.variables if _is_weight(v)] if ema else []
+        self._shadows = [tf.Variable(v.value, name=f"ema_{v.name}") for v in self._averaged]
+        self._step = tf.function(self._global_step, jit_compile=jit)
+
+    def step(self, image: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Train on one global batch.
+
+        Args:
+            image: (B, H, W, 3) float32 0..255, or the strategy's distributed form of it.
+            mask: (B, H, W) int32 class ids, 255 where ignored.
+
+        Returns:
+            The loss of the global batch before the update, float32 scalar.
+        """
+        loss = self._step(image, mask)
+        self.finished += 1
+        return loss
+
+    def learning_rate(self) -> float:
+        """Return the rate that the next step will use."""
+        return float(self.optimizer.learning_rate)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Return what evaluation uses, by variable path: averaged weights where EMA is on."""
+        values = {v.path: v.numpy() for v in self.model.variables}
+        shadows = zip(self._averaged, self._shadows, strict=True)
+        return values | {v.path: shadow.numpy() for v, shadow in shadows}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything that the next step depends on, by name."""
+        return {name: np.asarray(v) for name, v in self._named_state().items()}
+
+    def restore(self, tensors: Mapping[str, np.ndarray], *, finished: int) -> None:
+        """Set what `state` returned; names and shapes must be those of `shapes`."""
+        for name, variable in self._named_state().items():
+            variable.assign(tensors[name])
+        self.finished = finished
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of `state`."""
+        return {name: tuple(v.shape) for name, v in self._named_state().items()}
+
+    def _named_state(self) -> dict[str, tf.Variable | keras.Variable]:
+        named = {f"model/{v.path}": v for v in self.model.variables}
+        # By place: optimisers nest (loss scaling), and their paths count instances of a process.
+        named |= {f"optimizer/{i:04d}/{v.name}": v for i, v in enumerate(self.optimizer.variables)}
+        pairs = zip(self._averaged, self._shadows, strict=True)
+        return named | {f"ema/{v.path}": shadow for v, shadow in pairs}
+
+    def _global_step(self, image: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        replica_losses = self._strategy.run(self._replica_step, args=(image, mask))
+        loss = self._strategy.reduce(tf.distribute.ReduceOp.SUM, replica_losses, axis=None)
+        self._average_weights()
+        return loss
+
+    def _replica_step(self, image: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            outputs = self.model(image, training=True)
+            loss = self._loss(outputs, mask)
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, self.model.trainable_variables)
+        # apply_gradients sums over the replicas; each loss is already a share of the global one.
+        self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
+        return loss
+
+    def _loss(self, outputs: Mapping[str, tf.Tensor], mask: tf.Tensor) -> tf.Tensor:
+        pixels = _global_sum(valid_pixels(mask))
+        images = _global_sum(tf.cast(tf.shape(mask)[0], tf.float32))
+        total = tf.constant(0.0)
+        for name, (loss, weight) in self._losses.items():
+            values = loss.call(mask, outputs[name])
+            count = pixels if len(values.shape) == 3 else images
+            total += weight * tf.reduce_sum(values) / tf.maximum(count, 1.0)
+        return total
+
+    def _average_weights(self) -> None:
+        if not self._averaged:
+            return
+        done = tf.cast(self.optimizer.iterations, tf.float32)
+        # A short memory at the start, or the random initial weights would stay in the average.
+        decay = tf.minimum(self._ema, (1.0 + done) / (10.0 + done))
+        for variable, shadow in zip(self._averaged, self._shadows, strict=True):
+            shadow.assign(decay * shadow + (1.0 - decay) * variable.value)
+
+
+def _global_sum(value: tf.Tensor) -> tf.Tensor:
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _is_weight(variable: keras.Variable) -> bool:
+    """Tell weights and BN statistics from counters and random seeds."""
+    return "float" in variable.dtype

@@ -1,0 +1,154 @@
+"""How good a model is on a labelled split, counted at the labels' own size."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from kseg.data.dataset import IGNORE_LABEL, Dataset
+from kseg.errors import UserError
+from kseg.files import write_text
+from kseg.metrics.iou import ConfusionMatrix
+
+if TYPE_CHECKING:
+    from kseg.inference import Predictor
+
+SCALARS = ("miou", "pixel_accuracy", "mean_accuracy", "fwiou", "dice")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found.
+
+    Attributes:
+        confusion: pixels of each true and predicted class, over all images.
+        classes: class names, index is the class id.
+        dataset: name of the data set.
+        split: name of its split.
+        images: how many images were evaluated.
+        file: the model file.
+    """
+
+    confusion: ConfusionMatrix
+    classes: tuple[str, ...]
+    dataset: str
+    split: str
+    images: int
+    file: str = ""
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the whole split, 0..1."""
+        return self.confusion.miou
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of the valid pixels that are right, 0..1."""
+        return self.confusion.pixel_accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all numbers as fractions 0..1; the IoU of an absent class is None."""
+        result = self.confusion.result()
+        iou = [None if math.isnan(value) else float(value) for value in result["iou"]]
+        return {
+            "file": self.file,
+            "dataset": self.dataset,
+            "split": self.split,
+            "images": self.images,
+            **{name: result[name] for name in SCALARS},
+            "classes": [
+                {"id": i, "name": name, "iou": iou[i]} for i, name in enumerate(self.classes)
+            ],
+        }
+
+    def save_json(self, path: Path) -> None:
+        """Write `to_json` to a file, which is either whole or untouched."""
+        write_text(Path(path), json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+    def table(self) -> Table:
+        """Return a table of the IoU and the share of true pixels of each class, mIoU last."""
+        true = self.confusion.matrix.sum(axis=1)
+        table = Table(title=f"{self.dataset} {self.split}, {self.images} images")
+        table.add_column("class")
+        table.add_column("IoU", justify="right")
+        table.add_column("pixels", justify="right")
+        for name, iou, share in zip(
+            self.classes, self.confusion.iou, true / true.sum(), strict=True
+        ):
+            table.add_row(name, "absent" if math.isnan(iou) else f"{iou:.4f}", f"{share:.2%}")
+        table.add_section()
+        table.add_row("mIoU", f"{self.miou:.4f}", "")
+        return table
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    *,
+    split: str,
+    limit: int | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Compare a model's class maps with the masks of a split, each at the mask's own size.
+
+    Args:
+        predictor: the loaded model file, of any format.
+        dataset: labelled images.
+        split: which of its splits.
+        limit: only the first so many images.
+        on_image: called after each image with how many are done and how many there are.
+
+    Returns:
+        The totals over all images.
+
+    Raises:
+        UserError: if the model and the data set have different numbers of classes, if the limit
+            is below 1, if a sample cannot be read, or if no pixel of the split has a class.
+    """
+    _check_classes(predictor, dataset)
+    if limit is not None and limit < 1:
+        raise UserError(f"the limit is {limit} images; at least 1 is wanted")
+    total = min(dataset.length(split), limit or dataset.length(split))
+    confusion = ConfusionMatrix(len(dataset.classes), IGNORE_LABEL)
+    for done, (image, mask) in enumerate(_samples(dataset, split, total), start=1):
+        confusion.update(mask, predictor.predict(image, size=mask.shape))
+        if on_image is not None:
+            on_image(done, total)
+    if not confusion.matrix.any():
+        raise UserError(
+            f"{dataset.name} {split}: every pixel of its {total} images is ignored, so there is "
+            "nothing to compare with; check the ignore id of the data set"
+        )
+    file = str(getattr(predictor, "path", ""))
+    return Evaluation(confusion, tuple(dataset.classes), dataset.name, split, total, file)
+
+
+def _check_classes(predictor: Predictor, dataset: Dataset) -> None:
+    if predictor.num_classes != len(dataset.classes):
+        raise UserError(
+            f"the model has {predictor.num_classes} classes ({', '.join(predictor.classes)}) and "
+            f"{dataset.name} has {len(dataset.classes)} ({', '.join(dataset.classes)}); evaluate "
+            "on data with the classes that it was trained for"
+        )
+
+
+def _samples(dataset: Dataset, split: str, total: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    # Imported here because this brings TensorFlow in.
+    from kseg.data.pipeline import evaluation_samples, name_the_file
+
+    samples = evaluation_samples(dataset, split, limit=total).as_numpy_iterator()
+    try:
+        yield from islice(samples, total)
+    except Exception as error:
+        named = name_the_file(error)
+        if named is None:
+            raise
+        raise named from error

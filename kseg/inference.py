@@ -1,0 +1,266 @@
+"""One way to use a trained model, whatever file it is in: run, .keras, .tflite or SavedModel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kseg import card as cards
+from kseg import resize, runtimes
+from kseg.card import ModelCard
+from kseg.errors import Failure, UserError
+from kseg.runs import Run
+
+if TYPE_CHECKING:
+    import keras
+
+TAKEN = "a run folder, a .keras file, a .tflite file or a SavedModel folder"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model that labels images of any size.
+
+    An image is resized to the model's size and rounded to whole pixel values, so that every
+    format sees the same bytes; logits are resized to the image's own size, then the best class
+    is taken. A file that gives a class map has it resized by nearest neighbour.
+
+    Attributes:
+        path: where the model came from.
+        card: what the file says about itself; made up from its shapes where it says nothing.
+        runtime: the opened file.
+    """
+
+    path: Path
+    card: ModelCard
+    runtime: runtimes.Runtime
+
+    @staticmethod
+    def from_keras(model: keras.Model, card: ModelCard) -> Predictor:
+        """Return a predictor of a model in memory; it follows the model's weights.
+
+        Args:
+            model: gives logits, alone or in a dict.
+            card: what it is; its size is taken from the model.
+        """
+        path = Path(f"{card.model or model.name}.keras")
+        runtime = runtimes.run_keras(model, path=path)
+        return Predictor(path, _checked(path, card, runtime), runtime)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the model's input."""
+        return self.runtime.size
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name of each class."""
+        return self.card.classes
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """Colour (r, g, b) of each class."""
+        return self.card.palette
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.card.classes)
+
+    @property
+    def output(self) -> runtimes.Output:
+        """Whether the file gives "logits" or "classes"."""
+        return self.runtime.output
+
+    @property
+    def model(self) -> keras.Model | None:
+        """The Keras model, where the file holds one."""
+        return self.runtime.model
+
+    def predict(
+        self, image: np.ndarray | Path | str, *, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Label an image.
+
+        Args:
+            image: uint8 (h, w, 3), RGB, or the path of an image file.
+            size: height and width of the result; the image's own by default.
+
+        Returns:
+            (h, w) uint8 class ids.
+        """
+        pixels = _pixels(image)
+        return self.labels(self.forward(pixels), size or pixels.shape[:2])
+
+    def class_map(self, image: np.ndarray | Path | str) -> np.ndarray:
+        """Return the class ids (H, W) uint8 at the model's own size, as an exported file does."""
+        return self.predict(image, size=self.size)
+
+    def logits(
+        self, image: np.ndarray | Path | str, *, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Return the logits (h, w, C) float32 at the image's own size, or at `size`.
+
+        Raises:
+            Failure: if the file gives a class map.
+        """
+        if self.output == "classes":
+            raise Failure(f"{self.path} gives a class map; export it with --output logits")
+        pixels = _pixels(image)
+        return resize.bilinear(self.forward(pixels), size or pixels.shape[:2])
+
+    def forward(self, pixels: np.ndarray) -> np.ndarray:
+        """Return what the file gives for an image uint8 (h, w, 3), at the file's own size."""
+        return self.runtime.forward(feed(pixels, self.size))
+
+    def labels(self, result: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Return the class ids uint8 at `size` that a result of `forward` means."""
+        if self.output == "classes":
+            return resize.nearest(result, size)
+        return resize.bilinear_argmax(result, size)
+
+
+def feed(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the bytes that a model of `size` is given for an image: uint8 (H, W, 3)."""
+    if pixels.shape[:2] == size:
+        return pixels
+    return np.rint(resize.bilinear(pixels, size)).astype(np.uint8)
+
+
+def read_image(path: Path | str) -> np.ndarray:
+    """Read an image file as a person sees it: RGB, turned as its EXIF data says.
+
+    Returns:
+        (h, w, 3) uint8.
+
+    Raises:
+        UserError: if there is no such file or it is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as an image: {error}") from error
+
+
+def load(
+    path: Path | str,
+    *,
+    eval_size: tuple[int, int] | None = None,
+    last: bool = False,
+    threads: int | None = None,
+) -> Predictor:
+    """Open a trained model.
+
+    Args:
+        path: a run folder, a .keras file, a .tflite file or a SavedModel folder.
+        eval_size: height and width to feed; a Keras model is rebuilt at this size with the same
+            weights, the other formats have the one size they were exported for.
+        last: of a run, take last.keras instead of best.keras.
+        threads: processor threads of a .tflite file.
+
+    Raises:
+        UserError: if there is no such file, it is no model, it is damaged, or it cannot take the
+            size.
+    """
+    path = Path(path)
+    found, opener = _find(path, last=last, threads=threads)
+    card, runtime = cards.read(found), opener(found)
+    if eval_size is not None and tuple(eval_size) != runtime.size:
+        card, runtime = _at_size(found, card, runtime, tuple(eval_size))
+    return Predictor(found, _checked(found, card, runtime), runtime)
+
+
+def generic_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Return colours that tell neighbouring ids apart, as PASCAL VOC makes them.
+
+    Source: VOC development kit, `VOClabelcolormap.m`: the bits of the id, three by three, become
+    the high bits of red, green and blue.
+    """
+    bits = [[(n >> b) & 1 for b in range(9)] for n in range(num_classes)]
+    return tuple(
+        tuple(sum(bit[3 * k + channel] << (7 - k) for k in range(3)) for channel in range(3))
+        for bit in bits
+    )
+
+
+def _pixels(image: np.ndarray | Path | str) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        return read_image(image)
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+        raise UserError(
+            f"expected an image of uint8 (h, w, 3), got {image.dtype} {image.shape}; "
+            "convert it to RGB with values 0..255"
+        )
+    return image
+
+
+def _find(
+    path: Path, *, last: bool, threads: int | None
+) -> tuple[Path, Callable[[Path], runtimes.Runtime]]:
+    """Return the file that `path` stands for and what opens it."""
+    if not path.exists():
+        raise UserError(f"there is no {path}; expected {TAKEN}")
+    if Run.is_run(path):
+        return Run(path).model_file(last=last), _open_keras
+    if path.suffix == ".keras":
+        return path, _open_keras
+    if path.suffix == ".tflite":
+        return path, lambda found: runtimes.open_tflite(found, threads=threads)
+    folder = _saved_model(path)
+    if folder is None:
+        raise UserError(f"{path} is no model that kseg can open; expected {TAKEN}")
+    return folder, runtimes.open_saved_model
+
+
+def _open_keras(path: Path) -> runtimes.Runtime:
+    return runtimes.run_keras(runtimes.keras_model(path), path=path)
+
+
+def _saved_model(path: Path) -> Path | None:
+    """Return the SavedModel at `path`, or its newest version where TF Serving's layout is."""
+    if (path / "saved_model.pb").is_file():
+        return path
+    versions = [file.parent for file in path.glob("*/saved_model.pb") if file.parent.name.isdigit()]
+    return max(versions, key=lambda folder: int(folder.name), default=None)
+
+
+def _at_size(
+    path: Path, card: ModelCard | None, runtime: runtimes.Runtime, size: tuple[int, int]
+) -> tuple[ModelCard, runtimes.Runtime]:
+    have = "{} x {}".format(*runtime.size)
+    if runtime.model is None:
+        raise UserError(
+            f"{path} takes {have} only; export the run again with --size {size[0]} {size[1]}"
+        )
+    if card is None:
+        raise UserError(f"{path} does not say how it was built, so it can only be used at {have}")
+    from kseg.models import build, inference_model
+    from kseg.weights import copy_weights
+
+    model = inference_model(build(card.model, (*size, 3), len(card.classes), dict(card.options)))
+    copy_weights(runtime.model, model)
+    return dataclasses.replace(card, size=size), runtimes.run_keras(model, path=path)
+
+
+def _checked(path: Path, card: ModelCard | None, runtime: runtimes.Runtime) -> ModelCard:
+    """Return a card that fits what the file really does."""
+    if card is None:
+        # A class map does not tell how many classes there are; 255 is the ignored label.
+        count = runtime.num_classes or 255
+        names = tuple(f"class {id_}" for id_ in range(count))
+        card = ModelCard("", {}, names, generic_palette(count), runtime.size)
+    if runtime.num_classes not in (None, len(card.classes)):
+        raise UserError(
+            f"{path} gives {runtime.num_classes} classes but names {len(card.classes)}; "
+            "its kseg.json belongs to another model"
+        )
+    return dataclasses.replace(card, size=runtime.size, output=runtime.output)

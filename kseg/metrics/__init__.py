@@ -1,0 +1,11 @@
+"""Metrics; every file of this package registers its own."""
+
+import importlib
+import pkgutil
+
+from kseg.metrics.iou import ConfusionMatrix
+
+__all__ = ["ConfusionMatrix"]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

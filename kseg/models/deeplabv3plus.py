@@ -1,0 +1,85 @@
+"""DeepLab v3+: a light decoder at stride 4 sharpens what the atrous pyramid knows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import keras
+from keras import layers
+
+from kseg.backbones.features import Form
+from kseg.blocks import (
+    aspp,
+    check_input,
+    classifier,
+    conv_bn_relu,
+    resize_to,
+    separable_conv,
+)
+from kseg.registry import BACKBONES, MODELS
+
+
+@MODELS.register("deeplabv3plus")
+def DeepLabV3Plus(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    backbone: str = "resnet50",
+    backbone_weights: str | None = None,
+    form: Form = "keras",
+    output_stride: Literal[8, 16, 32] = 16,
+    rates: tuple[int, ...] = (6, 12, 18),
+    aspp_channels: int = 256,
+    low_level_channels: int = 48,
+    separable: bool = True,
+    decoder: bool = True,
+    dropout: float = 0.1,
+) -> keras.Model:
+    """Build DeepLab v3+.
+
+    Args:
+        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32.
+        num_classes: number of classes, background among them.
+        backbone: registry name of the feature extractor.
+        backbone_weights: None, "imagenet" or a file of them.
+        form: which framework's conventions the backbone follows.
+        output_stride: stride at which the backbone starts to dilate.
+        rates: atrous rates at output stride 16; at 8 they double.
+        aspp_channels: channels of every branch and of the decoder.
+        low_level_channels: channels left of the map at stride 4.
+        separable: make the 3x3 convolutions of pyramid and decoder depthwise separable.
+        decoder: False is the paper's "BU", bilinear upsampling instead of a decoder.
+        dropout: rate behind the pyramid.
+
+    Returns:
+        Model from "image" to {"logits": (B, H, W, num_classes) float32}.
+
+    Raises:
+        UserError: where the size is not a multiple of 32.
+
+    Source:
+        Chen, Zhu, Papandreou, Schroff, Adam, "Encoder-Decoder with Atrous Separable Convolution
+        for Semantic Image Segmentation", ECCV 2018, section 3, arXiv:1802.02611.
+
+    Differs:
+        The ResNets stride at the start of a stage, so the map at stride 4 is the end of the
+        second stage and needs no special tap. The paper has no dropout; 0.1 is that of the
+        authors' code.
+    """
+    check_input(input_shape, num_classes)
+    image = keras.Input(input_shape, name="image")
+    features = BACKBONES[backbone](
+        image, output_stride=output_stride, weights=backbone_weights, form=form
+    )
+    rates = tuple(rate * 16 // output_stride for rate in rates)
+    x = aspp(features.stages[-1], aspp_channels, rates=rates, separable=separable)
+    x = layers.Dropout(dropout, name="aspp_dropout")(x)
+    if decoder:
+        low = conv_bn_relu(features[4], low_level_channels, kernel=1, name="low_level")
+        x = resize_to(x, low, name="decoder_resize")
+        x = layers.Concatenate(name="decoder_concat")([x, low])
+        conv = separable_conv if separable else conv_bn_relu
+        x = conv(x, aspp_channels, name="decoder1")
+        x = conv(x, aspp_channels, name="decoder2")
+    logits = classifier(x, num_classes, input_shape[:2])
+    return keras.Model(image, {"logits": logits}, name="deeplabv3plus")

@@ -1,0 +1,70 @@
+"""LR-ASPP: a global gate and one skip turn MobileNetV3 into a segmenter at almost no cost."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import keras
+from keras import layers
+
+from kseg.backbones.features import Form
+from kseg.blocks import check_input, conv_bn_relu, pool_to, resize_to
+from kseg.registry import BACKBONES, MODELS
+
+
+@MODELS.register("lraspp")
+def LRASPP(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    backbone: str = "mobilenetv3_large",
+    backbone_weights: str | None = None,
+    form: Form = "keras",
+    output_stride: Literal[8, 16, 32] = 16,
+    head_channels: int = 128,
+) -> keras.Model:
+    """Build Lite Reduced ASPP.
+
+    Args:
+        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32.
+        num_classes: number of classes, background among them.
+        backbone: registry name of the feature extractor.
+        backbone_weights: None, "imagenet" or a file of them.
+        form: which framework's conventions the backbone follows.
+        output_stride: stride at which the backbone starts to dilate.
+        head_channels: channels of the gated map.
+
+    Returns:
+        Model from "image" to {"logits": (B, H, W, num_classes) float32}.
+
+    Raises:
+        UserError: where the size is not a multiple of 32.
+
+    Source:
+        Howard et al., "Searching for MobileNetV3", ICCV 2019, section 6.4, arXiv:1905.02244;
+        torchvision, `models/segmentation/lraspp.py`.
+
+    Differs:
+        The gate averages the whole map, as in torchvision, rather than windows of 49x49, and the
+        backbone keeps its full last stage. The skip is the last map of stride 8, torchvision's
+        the first.
+    """
+    check_input(input_shape, num_classes)
+    image = keras.Input(input_shape, name="image")
+    features = BACKBONES[backbone](
+        image, output_stride=output_stride, weights=backbone_weights, form=form
+    )
+    deep, low = features.stages[-1], features.stages[2]
+    gate = pool_to(deep, 1, name="gate_pool")
+    gate = layers.Conv2D(head_channels, 1, use_bias=False, activation="sigmoid", name="gate_conv")(
+        gate
+    )
+    x = conv_bn_relu(deep, head_channels, kernel=1, name="head")
+    x = layers.Multiply(name="gated")([x, gate])
+    x = resize_to(x, low, name="head_resize")
+    x = layers.Conv2D(num_classes, 1, name="score_high")(x)
+    low = layers.Conv2D(num_classes, 1, name="score_low")(low)
+    x = layers.Add(name="scores")([x, low])
+    x = resize_to(x, input_shape[:2], name="logits_resize")
+    x = layers.Activation("linear", dtype="float32", name="logits")(x)
+    return keras.Model(image, {"logits": x}, name="lraspp")

@@ -1,0 +1,92 @@
+"""What a training shows while it runs: a live line on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kseg.config import TrainConfig
+
+LINES = 20  # plain lines of a whole training in a pipe
+_MEMORY = 20  # steps that the shown speed is averaged over
+
+
+class Display:
+    """Progress of one training, as a context manager around its loop.
+
+    Attributes:
+        images_per_second: recent speed; 0 before the second step.
+    """
+
+    def __init__(self, config: TrainConfig, *, done: int, console: Console | None = None) -> None:
+        """Prepare a display.
+
+        Args:
+            config: a resolved configuration; its steps and batch size are used.
+            done: steps that a resumed run has behind it.
+            console: where to write; standard output if None.
+        """
+        self.images_per_second = 0.0
+        self._config = config
+        self._console = console or Console()
+        self._miou = ""
+        self._every = max(1, config.steps // LINES)
+        self._times: list[float] = []
+        self._progress = Progress(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=config.steps, completed=done, text="")
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, step: int, *, loss: float, learning_rate: float) -> None:
+        """Show one finished step."""
+        rate = self._steps_per_second()
+        self.images_per_second = rate * self._config.batch_size
+        text = (
+            f"{rate:.2f} steps/s {self.images_per_second:.1f} img/s "
+            f"loss {loss:.3f} lr {learning_rate:.1e}{self._miou}"
+        )
+        self._progress.update(self._task, completed=step, text=text)
+        if not self._console.is_terminal and step % self._every == 0:
+            left = (self._config.steps - step) / rate if rate else 0.0
+            self._console.print(
+                f"step {step}/{self._config.steps} {text} left {_clock(left)}", soft_wrap=True
+            )
+
+    def validated(self, step: int, miou: float, *, best: float) -> None:
+        """Show a validation; `miou` and `best` are fractions."""
+        self._miou = f" mIoU {miou:.3f}"
+        mark = " (best)" if miou >= best else ""
+        self._console.print(f"step {step}: validation mIoU {miou:.4f}{mark}", highlight=False)
+        # The time of the validation is not the time of a step.
+        self._times.clear()
+
+    def _steps_per_second(self) -> float:
+        self._times = [*self._times[-_MEMORY:], time.monotonic()]
+        passed = self._times[-1] - self._times[0]
+        return (len(self._times) - 1) / passed if passed else 0.0
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

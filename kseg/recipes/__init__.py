@@ -1,0 +1,1 @@
+"""Recipes: training configurations with the score they reach."""

@@ -1,0 +1,108 @@
+"""Fill in what the user left open, and refuse what cannot be, before anything is written."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from kseg import models
+from kseg.config import TrainConfig
+from kseg.data.dataset import Dataset
+from kseg.data.doctor import most_frequent_size
+from kseg.errors import UserError
+from kseg.registry import LOSSES, MODELS
+from kseg.runs import new_folder
+
+LARGEST_WINDOW = 512
+
+
+def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """Return the configuration with every open field filled in, and checked.
+
+    Args:
+        config: as the user gave it.
+        dataset: the opened `config.data`.
+
+    Raises:
+        UserError: if a field is out of range, or a name is unknown.
+    """
+    _check_ranges(config)
+    models.parse_options(config.model, option_texts(config))
+    LOSSES.entry(config.loss)
+    common = most_frequent_size(dataset, "train")
+    steps = config.steps or _steps(config.epochs or dataset.epochs, dataset, config.batch_size)
+    eval_every = min(config.eval_every or math.ceil(steps / 4), steps)
+    return replace(
+        config,
+        data=_absolute(config.data),
+        size=config.size or tuple(min(_up(side), LARGEST_WINDOW) for side in common),
+        eval_size=config.eval_size or tuple(_up(side) for side in common),
+        steps=steps,
+        warmup=math.ceil(steps / 20) if config.warmup is None else config.warmup,
+        eval_every=eval_every,
+        checkpoint_every=config.checkpoint_every or min(eval_every, 200),
+        run=config.run or new_folder(config.model),
+        recipe=config.recipe,
+    )
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    low, high = config.scale
+    checks = {
+        "--batch-size must be at least 1": config.batch_size >= 1,
+        "--learning-rate must be above 0": config.learning_rate > 0,
+        "--ema must lie in 0..1, below 1": 0 <= config.ema < 1,
+        "--weight-decay must not be negative": config.weight_decay >= 0,
+        "--scale takes MIN MAX, 0 < MIN <= MAX": 0 < low <= high,
+        "--jitter must lie in 0..3": 0 <= config.jitter <= 3,
+        "take either --steps or --epochs": config.steps is None or config.epochs is None,
+    }
+    counts = ("steps", "epochs", "eval_every", "checkpoint_every")
+    for name in counts:
+        value = getattr(config, name)
+        checks[f"--{name.replace('_', '-')} must be above 0"] = value is None or value > 0
+    for message, fine in checks.items():
+        if not fine:
+            raise UserError(message)
+
+
+def _steps(epochs: float, dataset: Dataset, batch_size: int) -> int:
+    return max(1, math.ceil(epochs * dataset.length("train") / batch_size))
+
+
+def _up(side: int) -> int:
+    return max(96, 32 * math.ceil(side / 32))
+
+
+def _absolute(spec: str) -> str:
+    """Make the path of a data spec absolute, so that the run can be used from anywhere."""
+    name, colon, path = spec.partition(":")
+    there = colon and Path(path).expanduser().exists()
+    return f"{name}:{Path(path).expanduser().resolve()}" if there else spec
+
+
+def option_texts(config: TrainConfig) -> dict[str, str]:
+    """Return the builder's options as text: -o and --backbone.
+
+    Args:
+        config: as the user gave it.
+
+    Raises:
+        UserError: if -o is not NAME=VALUE, or the model takes no backbone or ImageNet weights.
+    """
+    texts = {}
+    for option in config.options:
+        name, sign, value = option.partition("=")
+        if not sign:
+            raise UserError(f"-o {option}: expected NAME=VALUE")
+        texts[name.replace("-", "_")] = value
+    takes = inspect.signature(MODELS[config.model]).parameters
+    if config.backbone is not None:
+        if "backbone" not in takes:
+            raise UserError(f"{config.model} has its own layers throughout; leave --backbone out")
+        texts["backbone"] = config.backbone
+    if config.weights == "imagenet" and "backbone_weights" not in takes:
+        raise UserError(f"there are no ImageNet weights for {config.model}; it has no backbone")
+    return texts

@@ -1,0 +1,161 @@
+"""A run: the folder that one training writes and that evaluation and export take."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+
+from kseg.config import TrainConfig
+from kseg.errors import UserError
+from kseg.files import write_text
+from kseg.version import VERSION
+
+RUNS = Path("runs")
+COLUMNS = ("step", "loss", "learning_rate", "images_per_second", "miou", "pixel_accuracy")
+_WITNESSES = ("keras", "tensorflow", "numpy")
+
+
+class Run:
+    """Paths and small files of one run folder.
+
+    Attributes:
+        folder: the run folder.
+        config_file, metrics_file, best, last, checkpoints, preview, export: what it holds.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Name the parts of a run folder; nothing is read or written."""
+        self.folder = Path(folder)
+        self.config_file = self.folder / "config.json"
+        self.metrics_file = self.folder / "metrics.csv"
+        self.best = self.folder / "best.keras"
+        self.last = self.folder / "last.keras"
+        self.checkpoints = self.folder / "checkpoints"
+        self.preview = self.folder / "preview.jpg"
+        self.tensorboard = self.folder / "tensorboard"
+        self.export = self.folder / "export"
+
+    @staticmethod
+    def is_run(folder: Path) -> bool:
+        """Tell whether `folder` holds a run."""
+        return (Path(folder) / "config.json").is_file()
+
+    def create(self, config: TrainConfig) -> None:
+        """Make the folder and write config.json.
+
+        Raises:
+            UserError: if the folder already holds a run, or is a file.
+        """
+        if self.is_run(self.folder):
+            raise UserError(
+                f"{self.folder} already holds a run; continue it with "
+                f"`kseg train --resume {self.folder}`, or name another folder with --run"
+            )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file; --run takes a folder")
+        versions = {name: metadata.version(name) for name in _WITNESSES}
+        versions |= {"kseg": VERSION, "python": platform.python_version()}
+        record = {
+            "config": json.loads(config.to_json()),
+            "versions": versions,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        write_text(self.config_file, json.dumps(record, indent=1))
+
+    def config(self) -> TrainConfig:
+        """Return the configuration the run was started with.
+
+        Raises:
+            UserError: if this is no run folder or its config.json cannot be read.
+        """
+        if not self.is_run(self.folder):
+            raise UserError(f"{self.folder} is no run folder: it has no config.json")
+        try:
+            return TrainConfig.from_dict(self._record()["config"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.config_file} is damaged: {error}") from error
+
+    def started(self) -> str:
+        """Return when the run was started, as text that sorts by time."""
+        return self._record().get("started", "")
+
+    def model_file(self, *, last: bool = False) -> Path:
+        """Return best.keras, or last.keras.
+
+        Raises:
+            UserError: if the run has not come that far.
+        """
+        path = self.last if last else self.best
+        if not path.is_file():
+            raise UserError(
+                f"{self.folder} has no {path.name} yet; finish its training with "
+                f"`kseg train --resume {self.folder}`"
+            )
+        return path
+
+    def _record(self) -> dict:
+        return json.loads(self.config_file.read_text())
+
+
+class MetricsFile:
+    """The table metrics.csv: one row every so many steps, rewritten whole and atomically."""
+
+    def __init__(self, path: Path, *, until: int) -> None:
+        """Open the table.
+
+        Args:
+            path: the file; it need not exist.
+            until: rows of later steps are forgotten: a resumed training writes them again.
+        """
+        self._path = path
+        self.rows = [row for row in _rows(path) if int(row["step"]) <= until]
+
+    def add(self, **values: float) -> None:
+        """Add a row; columns without a value stay empty."""
+        self.rows.append({name: _text(values.get(name)) for name in COLUMNS})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self._path, text.getvalue())
+
+
+def new_folder(model: str) -> Path:
+    """Return a folder for a new run, runs/DATE-TIME-MODEL, that does not exist yet."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{model}"
+    folder = RUNS / stem
+    count = 1
+    while folder.exists():
+        count += 1
+        folder = RUNS / f"{stem}-{count}"
+    return folder
+
+
+def newest() -> Run:
+    """Return the run under runs/ that was started last.
+
+    Raises:
+        UserError: if there is none.
+    """
+    runs = [Run(path.parent) for path in RUNS.glob("*/config.json")]
+    if not runs:
+        raise UserError(f"no run under {RUNS.resolve()}; name one, or start one with `kseg train`")
+    return max(runs, key=lambda run: (run.started(), run.config_file.stat().st_mtime_ns))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

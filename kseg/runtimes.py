@@ -1,0 +1,262 @@
+"""Model files opened by their own runtimes, each as one function from an image to a result.
+
+No runtime is imported before its format is met, so that a `.tflite` never waits for TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from kseg.errors import UserError
+from kseg.quiet import load_tensorflow, quiet
+
+if TYPE_CHECKING:
+    import keras
+    from ai_edge_litert.interpreter import Interpreter
+
+Output = Literal["logits", "classes"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A model file, ready to run.
+
+    Attributes:
+        forward: from one uint8 image (H, W, 3) to logits (h, w, C) float32 or ids (h, w) uint8.
+        size: height and width of the image it takes.
+        output: which of the two `forward` gives.
+        num_classes: C, or None for a file of ids, which does not tell.
+        inputs: name of each input to its type and shape.
+        outputs: name of each output to its type and shape.
+        model: the Keras model behind it, where there is one.
+    """
+
+    forward: Callable[[np.ndarray], np.ndarray]
+    size: tuple[int, int]
+    output: Output
+    num_classes: int | None
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    model: keras.Model | None = None
+
+
+def keras_model(path: Path) -> keras.Model:
+    """Load a `.keras` file, without running any code that it brings along.
+
+    Raises:
+        UserError: if the file is damaged or asks for unsafe deserialisation.
+    """
+    _ready_tensorflow()
+    import keras
+
+    import kseg.models  # noqa: F401  (registers the layers that our files name)
+
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises almost anything on a damaged archive
+        if "safe_mode" in str(error) or "unsafe" in str(error):
+            raise UserError(
+                f"{path} holds Python code (a Lambda layer) that would run on loading; kseg does "
+                "not load it. Build the model without Lambda layers and save it again"
+            ) from error
+        raise _damaged(path, error) from error
+
+
+def run_keras(model: keras.Model, *, path: Path) -> Runtime:
+    """Return a Keras model as a runtime: one compiled graph of one static size.
+
+    Args:
+        model: takes (B, H, W, 3) images 0..255; gives logits, alone or in a dict.
+        path: where it came from, for messages.
+    """
+    import tensorflow as tf
+
+    size = _image_size(path, model.input_shape)
+
+    @tf.function(input_signature=[tf.TensorSpec((1, *size, 3), tf.uint8)])
+    def graph(image: tf.Tensor) -> tf.Tensor:
+        return logits_of(model(tf.cast(image, tf.float32), training=False))
+
+    shape = tuple(graph.get_concrete_function().output_shapes.as_list())
+    return Runtime(
+        forward=lambda image: graph(image[None]).numpy()[0],
+        size=size,
+        output="logits",
+        num_classes=shape[-1],
+        inputs={"image": _typed("float32", model.input_shape)},
+        outputs={"logits": _typed("float32", shape)},
+        model=model,
+    )
+
+
+def logits_of(result: Any) -> Any:  # noqa: ANN401  (a tensor of any backend)
+    """Return the logits among what a Keras model gives: the only tensor, or "logits" of a dict."""
+    return result["logits"] if isinstance(result, dict) else result
+
+
+def open_tflite(path: Path, *, threads: int | None = None) -> Runtime:
+    """Open a `.tflite` file with LiteRT.
+
+    Float inputs are fed 0..255. Quantised inputs are fed the image's own bytes (less 128 where
+    they are signed): an input that was calibrated on normalised images takes them in that form.
+
+    Args:
+        path: the file; it need not be written by kseg.
+        threads: processor threads; None takes up to four.
+
+    Raises:
+        UserError: if the file is damaged or is no network from one image to a map.
+    """
+    interpreter = _interpreter(path, threads or min(4, os.cpu_count() or 1))
+    image, *others = interpreter.get_input_details()
+    result = interpreter.get_output_details()[0]
+    if others:
+        raise UserError(f"{path} takes {1 + len(others)} inputs; kseg takes files with one image")
+    output, num_classes = _kind(path, tuple(result["shape"]), result["dtype"])
+
+    def forward(pixels: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(image["index"], _bytes_as(pixels, image["dtype"])[None])
+        interpreter.invoke()
+        raw = interpreter.get_tensor(result["index"])
+        return _as_ids(raw) if output == "classes" else _dequantised(raw, result["quantization"])[0]
+
+    inputs, outputs = _signature_names(interpreter)
+    return Runtime(
+        forward=forward,
+        size=_image_size(path, tuple(image["shape"])),
+        output=output,
+        num_classes=num_classes,
+        inputs={inputs: _typed(image["dtype"], image["shape"])},
+        outputs={outputs: _typed(result["dtype"], result["shape"])},
+    )
+
+
+def open_saved_model(path: Path, *, signature: str | None = None) -> Runtime:
+    """Open a SavedModel folder with TensorFlow.
+
+    Args:
+        path: the folder that holds `saved_model.pb`.
+        signature: which one to run; by default `logits` where there is one, as kseg writes it,
+            else `serving_default`.
+
+    Raises:
+        UserError: if the folder is damaged or its signature is not from one image to a map.
+    """
+    _ready_tensorflow()
+    import tensorflow as tf
+
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except Exception as error:  # protobuf, OS and TensorFlow errors alike
+        raise _damaged(path, error) from error
+    known = loaded.signatures
+    name = signature or ("logits" if "logits" in known else "serving_default")
+    if name not in known:
+        raise UserError(f"{path} has no signature {name!r} (there are: {', '.join(known)})")
+    return _run_signature(path, loaded, known[name])
+
+
+def _ready_tensorflow() -> None:
+    # Only the first import is noisy; and devices in use may not be set up again.
+    if "tensorflow" not in sys.modules:
+        load_tensorflow()
+
+
+def _run_signature(path: Path, loaded: Any, function: Any) -> Runtime:  # noqa: ANN401
+    inputs = function.structured_input_signature[1]
+    if len(inputs) != 1:
+        raise UserError(f"{path} takes {len(inputs)} inputs; kseg takes files with one image")
+    (name, image), (key, result) = *inputs.items(), next(iter(function.structured_outputs.items()))
+    shape, dtype = tuple(result.shape), result.dtype.as_numpy_dtype
+    output, num_classes = _kind(path, shape, dtype)
+
+    def forward(pixels: np.ndarray, _alive: object = loaded) -> np.ndarray:
+        # The loaded object owns the variables; the signature alone would lose them.
+        raw = function(**{name: pixels[None].astype(image.dtype.as_numpy_dtype)})[key].numpy()
+        return _as_ids(raw) if output == "classes" else raw[0].astype(np.float32)
+
+    return Runtime(
+        forward=forward,
+        size=_image_size(path, tuple(image.shape)),
+        output=output,
+        num_classes=num_classes,
+        inputs={name: _typed(image.dtype.as_numpy_dtype, image.shape)},
+        outputs={key: _typed(dtype, shape)},
+    )
+
+
+def _interpreter(path: Path, threads: int) -> Interpreter:
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        with quiet():
+            interpreter = Interpreter(model_path=str(path), num_threads=threads)
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+    return interpreter
+
+
+def _signature_names(interpreter: Interpreter) -> tuple[str, str]:
+    for signature in interpreter.get_signature_list().values():
+        return signature["inputs"][0], signature["outputs"][0]
+    image, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    return image["name"], result["name"]
+
+
+def _kind(path: Path, shape: tuple[int, ...], dtype: type) -> tuple[Output, int | None]:
+    """Tell by its shape what an output is: (1, h, w) or (1, h, w, 1) ids, (1, h, w, C) logits."""
+    ids = np.issubdtype(dtype, np.integer)
+    if ids and (len(shape) == 3 or (len(shape) == 4 and shape[-1] == 1)):
+        return "classes", None
+    if len(shape) == 4 and shape[-1] > 1:
+        return "logits", int(shape[-1])
+    raise UserError(
+        f"{path} gives {_typed(dtype, shape)}; kseg takes logits (1, h, w, classes) "
+        "or a map of integer class ids (1, h, w)"
+    )
+
+
+def _image_size(path: Path, shape: tuple[int | None, ...]) -> tuple[int, int]:
+    if len(shape) != 4 or shape[-1] != 3 or shape[0] not in (None, -1, 1):
+        raise UserError(f"{path} takes {shape}; kseg takes files with an image (1, H, W, 3)")
+    height, width = shape[1:3]
+    if height is None or width is None:
+        raise UserError(f"{path} has no fixed input size; export it for one size")
+    return int(height), int(width)
+
+
+def _bytes_as(pixels: np.ndarray, dtype: type) -> np.ndarray:
+    if dtype == np.int8:
+        return (pixels ^ 0x80).view(np.int8)  # flipping the top bit subtracts 128
+    return pixels.astype(dtype, copy=False)
+
+
+def _dequantised(raw: np.ndarray, quantization: tuple[float, int]) -> np.ndarray:
+    scale, zero = quantization
+    if scale == 0:
+        return raw.astype(np.float32, copy=False)
+    return (raw.astype(np.float32) - zero) * np.float32(scale)
+
+
+def _as_ids(raw: np.ndarray) -> np.ndarray:
+    return raw.reshape(raw.shape[1:3]).astype(np.uint8, copy=False)
+
+
+def _typed(dtype: str | type, shape: Any) -> str:  # noqa: ANN401  (tuple, array or TensorShape)
+    dims = ", ".join("None" if d is None else str(int(d)) for d in shape)
+    return f"{np.dtype(dtype).name} ({dims})"
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"{path} cannot be opened: {reason}. It is damaged, or needs code that kseg does not have"
+    )

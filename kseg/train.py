@@ -1,0 +1,332 @@
+"""From a configuration to a trained run; reads top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kseg import card, checkpoint, models
+from kseg.config import TrainConfig
+from kseg.data.augment import Augmentation
+from kseg.data.dataset import Dataset, open_dataset
+from kseg.data.doctor import check_dataset
+from kseg.data.pipeline import evaluation_samples, name_the_file, training_batches
+from kseg.engine import Engine
+from kseg.errors import UserError
+from kseg.evaluate import Evaluation, evaluate
+from kseg.files import replacing
+from kseg.inference import Predictor, load
+from kseg.losses.class_weights import weights_for
+from kseg.optimizers import make_optimizer
+from kseg.progress import Display
+from kseg.registry import LOSSES, MODELS
+from kseg.resolve import option_texts, resolve
+from kseg.runs import MetricsFile, Run
+from kseg.runtimes import run_keras
+from kseg.summaries import summarise, summarise_pictures, write_preview
+from kseg.version import VERSION
+from kseg.weights import initialise_from
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives back.
+
+    Attributes:
+        run: the run folder.
+        evaluation: of best.keras on the validation split; None if nothing was left to do.
+    """
+
+    run: Run
+    evaluation: Evaluation | None
+
+
+class Interrupted(Exception):
+    """Ctrl-C: the state has been saved, and the run can be resumed."""
+
+
+def train(config: TrainConfig, *, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Trained:
+    """Train a model, or continue a training where its last checkpoint stands.
+
+    Args:
+        config: what to train; fields left None are filled in from the data.
+        callbacks: Keras callbacks; an epoch, to them, ends with each validation.
+
+    Returns:
+        The run folder, and the evaluation of its best model.
+
+    Raises:
+        UserError: for a mistake in the configuration or the data.
+        Interrupted: after Ctrl-C.
+    """
+    run, config = _start(config)
+    done = max(checkpoint.steps(run.checkpoints), default=0)
+    if done and done == config.steps:
+        log.info("%s is finished; nothing is left to do", run.folder)
+        return Trained(run, None)
+    keras.utils.set_random_seed(config.seed)
+    dataset = open_dataset(config.data)
+    training = _Training(run, config, dataset)
+    training.restore(done)
+    try:
+        with _stop_on_interrupt() as stop:
+            training.loop(stop, callbacks)
+    except tf.errors.OpError as error:
+        raise name_the_file(error) or error from error
+    return Trained(run, training.final_evaluation())
+
+
+def build_model(
+    config: TrainConfig, dataset: Dataset, size: tuple[int, int], *, weights: bool = False
+) -> keras.Model:
+    """Build the architecture of a configuration under the current dtype policy.
+
+    Args:
+        config: a resolved configuration.
+        dataset: gives the number of classes.
+        size: height and width of the input.
+        weights: load the ImageNet backbone, if the configuration asks for it.
+    """
+    options = models.parse_options(config.model, option_texts(config))
+    if weights and config.weights == "imagenet":
+        options["backbone_weights"] = "imagenet"
+    return models.build(config.model, (*size, 3), len(dataset.classes), options)
+
+
+def _start(config: TrainConfig) -> tuple[Run, TrainConfig]:
+    if config.resume is not None:
+        if replace(config, resume=None) != TrainConfig():
+            raise UserError(
+                "--resume continues a run as it was started and takes no other flag; "
+                "leave the others out, or start a new run with them"
+            )
+        run = Run(config.resume)
+        return run, run.config()
+    dataset = open_dataset(config.data)
+    check_dataset(dataset, ("train", "val"))
+    config = resolve(config, dataset)
+    # Built once before anything is written: a size or option that the model cannot take shows.
+    with dtype_policy("float32"):
+        build_model(config, dataset, config.size)
+    run = Run(config.run)
+    run.create(config)
+    return run, config
+
+
+class _Training:
+    """The parts of one training and the loop over them."""
+
+    def __init__(self, run: Run, config: TrainConfig, dataset: Dataset) -> None:
+        self.run = run
+        self.config = config
+        self.dataset = dataset
+        with dtype_policy(config.precision):
+            model = build_model(config, dataset, config.size, weights=True)
+        _initialise(model, config)
+        self.engine = Engine(
+            model,
+            optimizer=make_optimizer(config),
+            losses=_losses(config, model, dataset),
+            ema=config.ema,
+            jit=config.jit,
+        )
+        with dtype_policy("float32"):
+            self.served = models.inference_model(build_model(config, dataset, config.eval_size))
+        self.card = _card(config, dataset)
+        self.predictor = Predictor(run.best, self.card, run_keras(self.served, path=run.best))
+        self.best = float("-inf")
+
+    def restore(self, step: int) -> None:
+        """Go to the state of checkpoint `step`; 0 is the start."""
+        if step:
+            tensors, facts = checkpoint.load(self.run.checkpoints, step)
+            path = self.run.checkpoints / f"step-{step}"
+            checkpoint.check(path, tensors, self.engine.shapes())
+            self.engine.restore(tensors, finished=step)
+            self.best = facts["best"]
+        self.metrics = MetricsFile(self.run.metrics_file, until=step)
+
+    def loop(self, stop: Callable[[], bool], callbacks: Sequence[keras.callbacks.Callback]) -> None:
+        """Train from the engine's step to the end, validating and saving on the way."""
+        config, engine = self.config, self.engine
+        batches = self._batches()
+        if engine.finished == 0:
+            write_preview(self.run.preview, batches, self.dataset)
+        calls = keras.callbacks.CallbackList(list(callbacks), model=engine.model)
+        calls.on_train_begin()
+        writer = tf.summary.create_file_writer(str(self.run.tensorboard))
+        with Display(config, done=engine.finished) as display, writer.as_default():
+            for image, mask in batches:
+                calls.on_train_batch_begin(engine.finished)
+                rate = engine.learning_rate()
+                loss = float(engine.step(image, mask))
+                step = engine.finished
+                calls.on_train_batch_end(step - 1, {"loss": loss})
+                display.update(step, loss=loss, learning_rate=rate)
+                self._check_loss(loss)
+                if step % config.eval_every == 0 or step == config.steps:
+                    self._validate(display, loss=loss, rate=rate)
+                    calls.on_epoch_end(step // config.eval_every - 1, {"loss": loss})
+                if step % config.checkpoint_every == 0 or step == config.steps:
+                    self._save()
+                if stop() and step < config.steps:
+                    self._save()
+                    raise Interrupted(str(self.run.folder))
+        calls.on_train_end()
+
+    def final_evaluation(self) -> Evaluation:
+        """Measure best.keras, which may be older than the last step."""
+        return evaluate(load(self.run.best), self.dataset, split="val")
+
+    def _batches(self) -> tf.data.Dataset:
+        config = self.config
+        return training_batches(
+            self.dataset,
+            split="train",
+            size=config.size,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=self.engine.finished,
+            steps=config.steps,
+            augmentation=_augmentation(config),
+        )
+
+    def _check_loss(self, loss: float) -> None:
+        scaled = self.config.precision == "mixed_float16"
+        if not math.isfinite(loss) and not scaled:
+            raise UserError(
+                f"the loss is {loss} at step {self.engine.finished}; "
+                f"lower --learning-rate (it is {self.config.learning_rate:g}) and start again"
+            )
+
+    def _validate(self, display: Display, *, loss: float, rate: float) -> None:
+        assign(self.served, self.engine.weights())
+        result = evaluate(self.predictor, self.dataset, split="val")
+        step = self.engine.finished
+        measured = {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
+        self.metrics.add(
+            step=step,
+            loss=loss,
+            learning_rate=rate,
+            images_per_second=display.images_per_second,
+            **measured,
+        )
+        summarise(step, {"loss": loss, "learning_rate": rate, **measured})
+        summarise_pictures(step, self.predictor, self.dataset)
+        if result.miou > self.best:
+            self.best = result.miou
+            save_model(self.run.best, self.served, self.card)
+        display.validated(step, result.miou, best=self.best)
+
+    def _save(self) -> None:
+        assign(self.served, self.engine.weights())
+        save_model(self.run.last, self.served, self.card)
+        checkpoint.save(
+            self.run.checkpoints,
+            step=self.engine.finished,
+            tensors=self.engine.state(),
+            facts={"best": self.best},
+        )
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Build layers under this dtype policy, and put the old one back."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def assign(model: keras.Model, weights: Mapping[str, np.ndarray]) -> None:
+    """Set every variable of `model` from `weights` by its path."""
+    for variable in model.variables:
+        variable.assign(weights[variable.path])
+
+
+def save_model(path: Path, model: keras.Model, facts: card.ModelCard) -> None:
+    """Write a `.keras` file that carries its card, atomically."""
+    with replacing(path) as temporary:
+        model.save(temporary)
+        card.embed(temporary, facts)
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a wish that is granted between two steps."""
+    asked: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    try:
+        before = signal.signal(signal.SIGINT, remember)
+    except ValueError:  # not the main thread: signals are not ours
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _initialise(model: keras.Model, config: TrainConfig) -> None:
+    if config.weights in ("none", "imagenet"):
+        return
+    path = Path(config.weights)
+    source = Run(path).model_file() if Run.is_run(path) else path
+    for layer in initialise_from(model, source):
+        log.warning("%s has another class count: %s starts from random weights", source, layer)
+
+
+def _losses(
+    config: TrainConfig, model: keras.Model, dataset: Dataset
+) -> dict[str, tuple[keras.losses.Loss, float]]:
+    weights = weights_for(config.class_weights, dataset.classes, lambda: _masks(dataset))
+    main = LOSSES[config.loss](class_weights=weights)
+    aux = MODELS.entry(config.model).aux
+    extra = {name: aux[name] for name in model.output if name != "logits"}
+    return {"logits": (main, 1.0)} | {n: (loss or main, w) for n, (loss, w) in extra.items()}
+
+
+def _masks(dataset: Dataset) -> Iterator[np.ndarray]:
+    for _, mask in evaluation_samples(dataset, "train"):
+        yield mask.numpy()
+
+
+def _augmentation(config: TrainConfig) -> Augmentation:
+    usual, strength = Augmentation(), config.jitter
+    return replace(
+        usual,
+        scale=config.scale,
+        brightness=strength * usual.brightness,
+        contrast=strength * usual.contrast,
+        saturation=strength * usual.saturation,
+        hue=strength * usual.hue,
+    )
+
+
+def _card(config: TrainConfig, dataset: Dataset) -> card.ModelCard:
+    return card.ModelCard(
+        model=config.model,
+        options=models.parse_options(config.model, option_texts(config)),
+        classes=dataset.classes,
+        palette=dataset.palette,
+        size=config.eval_size,
+        dataset=config.data,
+        version=VERSION,
+    )

@@ -1,0 +1,235 @@
+"""Weights into our layers: from another model, from a kseg file, from keras.applications."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import keras
+from keras import KerasTensor, ops
+
+from kseg.errors import UserError
+
+APPLICATIONS_URL = "https://storage.googleapis.com/tensorflow/keras-applications/"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network of keras.applications and the file of its ImageNet weights.
+
+    Attributes:
+        name: of the builder in keras.applications; its layers are named as ours.
+        url: of the file without classifier.
+        md5: of that file, or None where keras.applications states none.
+        stem: the layer that reads BGR there and RGB here, or None.
+    """
+
+    name: str
+    url: str
+    md5: str | None = None
+    stem: str | None = None
+
+
+def copy_weights(
+    source: keras.Model, target: keras.Model, *, skip_mismatched: Collection[str] = ()
+) -> list[str]:
+    """Give the layers of `target` the weights of the layers of the same name in `source`.
+
+    Args:
+        source: where the weights come from; layers that only it has are left out.
+        target: changed in place, and only if everything fits.
+        skip_mismatched: names of layers that may be missing in `source` or shaped differently.
+
+    Returns:
+        The names of layers that kept their own weights.
+
+    Raises:
+        UserError: naming the first variable that `source` lacks or holds in another shape.
+    """
+    found = dict(_differences(source, target))
+    for name, difference in found.items():
+        if name not in skip_mismatched:
+            raise UserError(f"the weights do not fit: {difference}")
+    _copy(source, target, found)
+    return list(found)
+
+
+def initialise_from(model: keras.Model, path: str | Path) -> list[str]:
+    """Start `model` from the weights of a model file or run of kseg.
+
+    Args:
+        model: a model of kseg, with or without training-only outputs; changed in place.
+        path: a `.keras` file, or a run folder, whose best.keras is taken.
+
+    Returns:
+        The names of layers that keep their fresh weights: those shaped by the number of classes
+        where the file has another number, and those of training-only outputs, which no file of
+        kseg holds.
+
+    Raises:
+        UserError: if the file cannot be read, or listing whatever else differs.
+    """
+    path = Path(path)
+    source = _read_model(path / "best.keras" if path.is_dir() else path)
+    logits = model.output["logits"]
+    classes = (source.output["logits"].shape[-1], logits.shape[-1])
+    theirs = {layer.name: layer.weights for layer in source.layers}
+    inference = {layer.name: layer.weights for layer in keras.Model(model.input, logits).layers}
+    found = dict(_differences(source, model))
+    wrong = [
+        difference
+        for name, difference in found.items()
+        if name in inference
+        and not _differs_by_classes(theirs.get(name, []), inference[name], classes)
+    ]
+    if wrong:
+        more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise UserError(
+            f"{path} does not fit this model; give its --model and options, or train without "
+            "--weights:\n  " + "\n  ".join(wrong[:8]) + more
+        )
+    _copy(source, model, found)
+    return list(found)
+
+
+def load_backbone_weights(
+    image: KerasTensor,
+    output: KerasTensor,
+    weights: str | Path | None,
+    *,
+    published: Published | None,
+    form: str,
+) -> None:
+    """Fill a backbone with ImageNet weights of keras.applications.
+
+    Args:
+        image: what the backbone was built on.
+        output: its last map.
+        weights: None (leaves it as it is), "imagenet" (downloads once, as keras.applications
+            does), or the path of such a file.
+        published: whose weights these are; None where keras.applications has none.
+        form: of the backbone; only "keras" computes what the weights were trained for.
+
+    Raises:
+        UserError: if there are no such weights, or they cannot be had or read.
+    """
+    if weights is None:
+        return
+    if published is None:
+        raise UserError(
+            f"weights {str(weights)!r}: keras.applications has none for this backbone; "
+            "train it from scratch, or take resnet50"
+        )
+    if form != "keras":
+        raise UserError(
+            f"weights {str(weights)!r} were trained for form keras, not {form}; "
+            "leave form out, or train from scratch"
+        )
+    path = _download(published) if weights == "imagenet" else Path(weights)
+    _import(_read_published(published, path), keras.Model(image, output), published)
+
+
+def _differences(source: keras.Model, target: keras.Model) -> Iterator[tuple[str, str]]:
+    """Yield the name of each layer of `target` that does not fit, and its first misfit."""
+    theirs = {layer.name: layer.weights for layer in source.layers}
+    for layer in target.layers:
+        there = [(variable.name, variable.shape) for variable in theirs.get(layer.name, [])]
+        for index, variable in enumerate(layer.weights):
+            name, shape = there[index] if index < len(there) else ("", ())
+            if (name, shape) != (variable.name, variable.shape):
+                found = f"{name} {shape}" if name else "missing"
+                text = f"{layer.name}/{variable.name} {variable.shape} is {found} there"
+                yield layer.name, text
+                break
+
+
+def _copy(source: keras.Model, target: keras.Model, kept: Collection[str]) -> None:
+    theirs = {layer.name: layer for layer in source.layers}
+    for layer in target.layers:
+        if layer.weights and layer.name not in kept:
+            layer.set_weights(theirs[layer.name].get_weights())
+
+
+def _differs_by_classes(
+    old: Sequence[keras.Variable], new: Sequence[keras.Variable], classes: tuple[int, int]
+) -> bool:
+    """Whether shapes differ only where the new number of classes stands for the old one."""
+    return len(old) == len(new) and all(
+        len(before.shape) == len(after.shape)
+        and all(pair[0] == pair[1] or pair == classes for pair in _pairs(before, after))
+        for before, after in zip(old, new, strict=True)
+    )
+
+
+def _pairs(before: keras.Variable, after: keras.Variable) -> Iterator[tuple[int, int]]:
+    return zip(before.shape, after.shape, strict=True)
+
+
+def _read_model(path: Path) -> keras.Model:
+    if not path.is_file():
+        raise UserError(f"no file {path}; weights are a .keras file or a run folder of kseg")
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+        reason = _first_line(error)
+        raise UserError(f"{path}: cannot be read as a .keras model ({reason})") from error
+    output = getattr(model, "output", None)
+    if not isinstance(output, dict) or "logits" not in output:
+        raise UserError(f"{path}: not a model of kseg (it has no output named logits)")
+    return model
+
+
+def _download(published: Published) -> Path:
+    file = Path(urlsplit(published.url).path).name
+    try:
+        return Path(
+            keras.utils.get_file(
+                file, published.url, cache_subdir="models", file_hash=published.md5
+            )
+        )
+    # get_file raises bare Exception for every network error.
+    except Exception as error:
+        raise UserError(
+            f"could not download {published.url} ({_first_line(error)}); fetch that file "
+            f"elsewhere and give its path in place of imagenet"
+        ) from error
+
+
+def _read_published(published: Published, path: Path) -> keras.Model:
+    """Return the network of keras.applications, filled from its own file by its own reader.
+
+    The old files name layers otherwise than today's networks and are read in order; nobody but
+    the original network knows that order.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights file {path}; expected a copy of {published.url}")
+    build = getattr(keras.applications, published.name)
+    try:
+        return build(weights=str(path), include_top=False, input_shape=(64, 64, 3))
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(
+            f"{path} does not hold the weights of keras.applications.{published.name} without "
+            f"classifier ({_first_line(error)}); expected a copy of {published.url}"
+        ) from error
+
+
+def _import(source: keras.Model, target: keras.Model, published: Published) -> None:
+    """Copy by name; a bias we lack goes into the mean of the normalisation behind it."""
+    theirs = {layer.name: layer for layer in source.layers}
+    for layer in target.layers:
+        if not layer.weights:
+            continue
+        values = {v.name: ops.convert_to_numpy(v) for v in theirs[layer.name].weights}
+        if layer.name == published.stem:
+            values["kernel"] = values["kernel"][:, :, ::-1]
+        biased = theirs.get(layer.name.removesuffix("bn") + "conv")
+        if "moving_mean" in values and biased is not None and biased.use_bias:
+            values["moving_mean"] = values["moving_mean"] - ops.convert_to_numpy(biased.bias)
+        layer.set_weights([values[variable.name] for variable in layer.weights])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

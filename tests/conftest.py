@@ -1,0 +1,34 @@
+"""Drawn data and small models that tests share, and where the real images are."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("KSEG_SHARED", ROOT.parent / "shared"))
+CAMVID = SHARED / "camvid"
+
+
+@pytest.fixture
+def camvid() -> Path:
+    """The folder of real street images; the test skips where it is missing."""
+    if not CAMVID.is_dir():
+        pytest.skip(f"no CamVid at {CAMVID}; set KSEG_SHARED to the folder that holds it")
+    return CAMVID
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """Fail a CamVid test that skips although the images are there."""
+    report = yield
+    if report.skipped and "camvid" in getattr(item, "fixturenames", ()) and CAMVID.is_dir():
+        report.outcome = "failed"
+        report.longrepr = f"skipped although {CAMVID} exists: {report.longrepr}"
+    return report
