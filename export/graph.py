@@ -49,9 +49,10 @@ def write_graphs(
         graphs: name of each signature to its function.
         image: shape and type of the only input, which is named `image`.
     """
+    # `archive.track(model)` is left out: the endpoints track what they use, and with both, each
+    # weight is written twice.
     archive = keras.export.ExportArchive()
     with quiet():
-        archive.track(model)
         for name, graph in graphs.items():
             # A named argument, so that the input has this name in the signature.
             archive.add_endpoint(name, _named(graph), input_signature=[image])

@@ -36,8 +36,13 @@ def build(
         UserError: where the name or an option is unknown, or the builder refuses a value.
     """
     options = options or {}
-    for option in options:
-        _parameter(name, option)
+    for option, value in options.items():
+        annotation = _parameter(name, option).annotation
+        choices = typing.get_args(annotation)
+        if typing.get_origin(annotation) is typing.Literal and value not in choices:
+            raise UserError(
+                f"option {option} of {name} is {value!r}; it must be {_describe(annotation)}"
+            )
     return MODELS[name](tuple(input_shape), num_classes, **options)
 
 

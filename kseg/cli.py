@@ -117,15 +117,9 @@ def export(config: c.ExportConfig) -> int:
     from kseg.quiet import load_tensorflow
 
     load_tensorflow()
-    from kseg.artifact import artifact_table
-    from kseg.export import export_run
+    from kseg.export import export_run, show
 
-    artifacts = export_run(config)
-    _show(artifact_table(artifacts))
-    rejected = [str(one.path) for one in artifacts if not one.accepted]
-    if rejected:
-        raise Failure(f"below --min-agreement, set aside: {', '.join(rejected)}")
-    return 0
+    return show(export_run(config))
 
 
 def models(config: c.ModelsConfig) -> int:

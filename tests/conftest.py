@@ -32,3 +32,23 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
         report.outcome = "failed"
         report.longrepr = f"skipped although {CAMVID} exists: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small drawn `folder:` data set."""
+    from street import write_street
+
+    return write_street(tmp_path_factory.mktemp("street") / "data")
+
+
+@pytest.fixture(scope="session")
+def run_folder(street: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the default model, made narrow, on the drawn data."""
+    from street import train_words
+
+    from kseg.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "street"
+    assert main(train_words(street, folder)) == 0
+    return folder

@@ -118,6 +118,12 @@ def test_saved_model_signatures(exported, source):
     assert (ids.numpy()[1] == source.class_map(images[1])).mean() > 0.999
 
 
+def test_weights_are_written_once(exported, source):
+    file = exported[0] / "saved_model" / "1" / "variables" / "variables"
+    written = [shape for name, shape in tf.train.list_variables(str(file)) if shape]
+    assert len(written) == len(source.model.weights)
+
+
 def test_cards_ride_along(exported):
     for one in exported[1]:
         card = cards.read(one.path)

@@ -261,6 +261,19 @@ def test_choices_are_listed():
         parse_options("fcn", {"upsampling": "nearest"})
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("fcn", {"finest_stride": 4}, "one of 8, 16, 32"),
+        ("swiftnet", {"widths": (8, 16)}, "one number a stage"),
+        ("unet_backbone", {"decoder_channels": (8,) * 6}, "one to five numbers"),
+    ],
+)
+def test_bad_value_says_what_is_wanted(name, options, words):
+    with pytest.raises(UserError, match=words):
+        build(name, (64, 96, 3), 5, options)
+
+
 def test_build_refuses_unknown_option():
     with pytest.raises(UserError, match="no option 'backbone'"):
         build("swiftnet", (64, 96, 3), 5, {"backbone": "resnet50"})

@@ -1,9 +1,10 @@
 """Which models' full contracts are due, and the seeded weights and golden logits they use.
 
-    python tests/zoo.py --stale            models whose sources changed since their last full pass
-    python tests/zoo.py --accept swiftnet  write the golden file anew, from what the model gives now
+    python -m tests.zoo                    run the contracts that are due, two at a time
+    python -m tests.zoo --stale            list them: sources changed since the last full pass
+    python -m tests.zoo --accept swiftnet  write the golden file anew, from what the model gives now
 
-`pytest -m zoo` runs the stale ones only; `tests/zoo.lock` remembers the passes.
+`pytest -m zoo` also runs those alone that are due; `tests/zoo.lock` remembers the passes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import inspect
 import json
 import math
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -91,7 +93,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
     """Return what the golden file of a model records: "parameters" and sampled outputs."""
     path = GOLDEN / f"{name}.npz"
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: run python tests/zoo.py --accept {name}")
+        raise FileNotFoundError(f"no {path}: run python -m tests.zoo --accept {name}")
     with np.load(path) as arrays:
         return dict(arrays)
 
@@ -172,6 +174,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--stale", action="store_true", help="list the models that are due")
     parser.add_argument("--accept", nargs="+", metavar="MODEL", default=[], help="or: all")
     options = parser.parse_args(arguments)
+    if not arguments:
+        due = [sys.executable, "-m", "pytest", "-m", "zoo", "-n", "2", "--dist", "load"]
+        return subprocess.run([*due, ROOT / "tests" / "test_zoo.py"], cwd=ROOT).returncode
     for name in MODELS if options.accept == ["all"] else options.accept:
         accept(name)
         print(f"wrote {GOLDEN / name}.npz")

@@ -26,6 +26,7 @@ LEVELS = 5
 PLAIN, GRAIN, BLOTCH, BRICK, SLAB, LEAVES, PANEL = range(7)
 SHADE_SCALE = 2
 GLOW_SCALE = 4
+FROM_FINE_TO_GLOW = 1 / (SUPERSAMPLING * GLOW_SCALE)
 FIELD = 512
 LAST_NUMBER = 255
 SKY_Z = 10_000.0
@@ -214,8 +215,11 @@ class Canvas:
         if max(xs) < 0 or min(xs) > self.width * SUPERSAMPLING:
             return
         self._colour_pen.polygon(flat, self.illuminate(colour, lit))
-        if number:
-            self._number_pen.polygon(flat, number)
+        if not number:
+            return
+        self._number_pen.polygon(flat, number)
+        if self.weather.lit:  # what stands in front of a lamp hides its light
+            self._glow_pen.polygon([value * FROM_FINE_TO_GLOW for value in flat], 0)
 
     def illuminate(self, colour: Colour, lit: float) -> tuple[int, int, int]:
         """Return how `colour` looks in this weather with the share `lit` of the sun on it."""
@@ -228,7 +232,9 @@ class Canvas:
 
     def shadow(self, points: Sequence[Point], strength: float) -> None:
         """Darken the ground, and only the ground, by `strength` (0 to 1) inside a polygon."""
-        self._shade_pen.polygon(self.project(points, 1 / SHADE_SCALE), int(255 * (1 - strength)))
+        light, flat = int(255 * (1 - strength)), self.project(points, 1 / SHADE_SCALE)
+        # The outline keeps the shadows of posts, thinner than a pixel, in one piece.
+        self._shade_pen.polygon(flat, light, outline=light)
 
     def lamp(self, point: Point, radius: float, colour: Colour) -> None:
         """Let light spread in the air around `point`, `radius` metres wide."""
@@ -333,7 +339,7 @@ def _shading(view: _View, shade: Image.Image) -> np.ndarray:
     height, width = view.z.shape
     soft = shade.resize((width, height), Image.Resampling.BILINEAR)
     cast = np.asarray(soft) * np.float32(1 / 255)
-    return np.where(view.lying, cast, np.minimum(0.72 + 0.14 * view.y, 1))
+    return np.where(view.lying, cast, np.clip(0.72 + 0.14 * view.y, 0.72, 1))
 
 
 def _glaze(

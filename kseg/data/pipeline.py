@@ -23,7 +23,7 @@ _MARK = "kseg cannot use"
 _UNKNOWN_IDS = "the mask holds ids other than "
 _ASSERTION = re.compile(rf"{_MARK}\] \[(.*?)\] \[(.*?)\] \[([^\]]*)\]", re.DOTALL)
 _FROM_PYTHON = re.compile(r"UserError: (.*?)(?:\nTraceback|\Z)", re.DOTALL)
-_GONE = re.compile(r"(?:\}\} |: )?([^:\n]+); No such file or directory")
+_GONE = re.compile(r"(?:.*(?:\}\} |: ))?(.+); No such file or directory")
 
 
 def training_batches(

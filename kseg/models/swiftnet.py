@@ -6,6 +6,7 @@ import keras
 from keras import layers
 
 from kseg.blocks import activate, check_input, classifier, conv_bn_relu, pool_to, resize_to
+from kseg.errors import UserError
 from kseg.registry import MODELS
 
 
@@ -38,7 +39,8 @@ def SwiftNet(
         Model from "image" to {"logits": (B, H, W, num_classes) float32}.
 
     Raises:
-        UserError: where the size is not a multiple of 32.
+        UserError: where the size is not a multiple of 32, or there are not as many widths as
+            blocks, four at most.
 
     Source:
         Orsic, Kreso, Bevandic, Segvic, "In Defense of Pre-trained ImageNet Architectures for
@@ -53,6 +55,10 @@ def SwiftNet(
         each convolution instead of before. `detail_channels` and the auxiliary head are ours.
     """
     check_input(input_shape, num_classes)
+    if len(widths) != len(blocks) or not 0 < len(widths) <= 4:
+        raise UserError(
+            f"widths {widths} and blocks {blocks} must have one number a stage, four stages at most"
+        )
     size = input_shape[:2]
     image = keras.Input(input_shape, name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1, name="rescale")(image)

@@ -9,6 +9,7 @@ from keras import layers, ops
 
 from kseg.backbones.features import Form
 from kseg.blocks import check_input, classifier, conv_bn_relu, resize_to
+from kseg.errors import UserError
 from kseg.registry import BACKBONES, MODELS
 
 _LEVELS = 4
@@ -98,7 +99,8 @@ def UNetBackbone(
         Model from "image" to {"logits": (B, H, W, num_classes) float32}.
 
     Raises:
-        UserError: where the size is not a multiple of 32.
+        UserError: where the size is not a multiple of 32, or `decoder_channels` has not one to
+            five numbers.
 
     Source:
         Ronneberger, Fischer, Brox, MICCAI 2015, arXiv:1505.04597; layout of the decoder as in
@@ -108,6 +110,8 @@ def UNetBackbone(
         Maps grow bilinearly instead of by nearest neighbours, and a 1x1 convolution classifies.
     """
     check_input(input_shape, num_classes)
+    if not 0 < len(decoder_channels) <= 5:
+        raise UserError(f"decoder_channels {decoder_channels} must be one to five numbers")
     image = keras.Input(input_shape, name="image")
     features = BACKBONES[backbone](image, weights=backbone_weights, form=form)
     x = features[32]

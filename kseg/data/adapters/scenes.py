@@ -255,7 +255,7 @@ WALLS = (
 TILES = Material(PANEL, 8.0, 0.08)
 CLOTH = Material(BLOTCH, 40.0, 0.06)
 BARK = Material(GRAIN, 30.0, 0.14)
-CROWN = Material(LEAVES, 18.0, 0.17)
+CROWN = Material(LEAVES, 18.0, 0.21)
 HEDGE = Material(LEAVES, 14.0, 0.16)
 Thing = tuple[float, Callable[[], None]]  # its Z, and what draws it
 
@@ -276,8 +276,8 @@ CLOTHES = (
     (36, 38, 46), (70, 76, 92), (150, 40, 44), (196, 190, 180), (46, 78, 130), (92, 110, 66),
     (180, 140, 60), (118, 84, 66), (228, 228, 224), (104, 60, 110), (210, 104, 50),
 )  # fmt: skip
-ASPHALTS = ((96, 98, 102), (84, 86, 90), (118, 116, 114), (132, 126, 120))
-SLABS = ((150, 146, 140), (164, 158, 148), (128, 128, 130), (150, 124, 112))
+ASPHALTS = ((96, 98, 102), (84, 86, 90), (108, 106, 104), (76, 78, 82))
+SLABS = ((164, 160, 152), (178, 170, 156), (144, 142, 142), (168, 132, 116))
 SKINS = ((232, 190, 160), (206, 156, 122), (150, 104, 76), (96, 66, 50))
 HAIRS = ((40, 32, 28), (110, 80, 50), (150, 146, 140))
 ROOFS = ((110, 66, 54), (74, 76, 82), (92, 84, 78))
@@ -362,7 +362,7 @@ def _stage(dice: Dice) -> Stage:
     """Choose camera, weather, light and street."""
     height, width = SIZE
     camera = Camera(
-        focal=width * dice.between(0.78, 1.02),
+        focal=width * dice.between(0.95, 1.25),
         centre=width * dice.between(0.34, 0.66),
         horizon=height * dice.between(0.40, 0.54),
         height=dice.between(1.5, 2.6),
@@ -389,9 +389,9 @@ def _street(dice: Dice) -> Street:
     middle = shift - LANE / 2
     left = middle - LANE * dice.choose((1, 1, 2)) - margin
     right = middle + LANE * dice.choose((1, 1, 2)) + margin
-    begin = dice.between(16, 42)
+    begin = dice.between(14, 28)
     crossing = (begin, begin + dice.between(7, 11)) if dice.chance(0.5) else None
-    walls = left - dice.between(2.4, 6), right + dice.between(2.4, 6)
+    walls = left - dice.between(3, 7), right + dice.between(3, 7)
     return Street(left, right, *walls, middle, margin, crossing)
 
 
@@ -428,7 +428,7 @@ def rainy(dice: Dice) -> Weather:
         skyline=(grey * 1.1, grey * 1.12, grey * 1.16), cover=0.75, ambient=(0.56, 0.60, 0.66),
         sun=(0.04, 0.04, 0.04), haze=(grey * 1.06, grey * 1.08, grey * 1.12),
         visibility=dice.between(60, 110), lit=dice.between(0.05, 0.2),
-        wet=dice.between(0.25, 0.42), rain=dice.between(14, 34), noise=5.0,
+        wet=dice.between(0.25, 0.42), rain=dice.between(14, 34), noise=4.0,
     )  # fmt: skip
 
 
@@ -437,8 +437,9 @@ def foggy(dice: Dice) -> Weather:
     grey = dice.between(166, 206)
     return Weather(
         zenith=(grey * 0.95, grey * 0.97, grey), skyline=(grey, grey, grey),
-        cloud=(grey, grey, grey), cover=0.5, ambient=(0.74, 0.76, 0.80), sun=(0.05, 0.05, 0.05), haze=(grey, grey, grey),
-        visibility=dice.between(28, 60), lit=0.04, noise=4.0,
+        cloud=(grey, grey, grey), cover=0.5, ambient=(0.74, 0.76, 0.80),
+        sun=(0.05, 0.05, 0.05), haze=(grey, grey, grey), visibility=dice.between(45, 100),
+        lit=0.04, noise=4.0,
     )  # fmt: skip
 
 
@@ -447,15 +448,15 @@ def dusk(dice: Dice) -> Weather:
     glow = dice.between(0.6, 1.05)
     return Weather(
         zenith=(34, 48, 92), skyline=(236 * glow, 152 * glow, 112 * glow),
-        cloud=(128, 92, 112), cover=dice.between(0.2, 0.6), ambient=(0.40, 0.40, 0.50),
+        cloud=(128, 92, 112), cover=dice.between(0.2, 0.6), ambient=(0.50, 0.49, 0.58),
         sun=(0.10, 0.06, 0.02), haze=(150 * glow, 116 * glow, 118 * glow),
         visibility=dice.between(130, 300), lit=dice.between(0.3, 0.55),
-        wet=dice.between(0, 0.2), noise=5.5,
+        wet=dice.between(0, 0.2), noise=4.0,
     )  # fmt: skip
 
 
 # As often as named here.
-WEATHERS = (sunny,) * 4 + (overcast,) * 2 + (rainy, foggy, dusk, dusk)
+WEATHERS = (sunny,) * 4 + (overcast,) * 3 + (rainy, foggy, dusk)
 
 
 # Ground
@@ -467,7 +468,10 @@ def draw_ground(stage: Stage) -> None:
     pavement = canvas.add(Surface(PAVEMENT, plane, dice.choose(PAVINGS)))
     road = canvas.add(Surface(ROAD, plane, dice.choose(ROADS)))
     grey, asphalt = dice.colour(SLABS, 16), dice.colour(ASPHALTS, 12)
-    everywhere, lane = strip(-400, 400, NEAR, FAR), strip(street.left, street.right, NEAR, FAR)
+    everywhere, lane = (
+        strip(-2 * FAR, 2 * FAR, NEAR, FAR),
+        strip(street.left, street.right, NEAR, FAR),
+    )
     canvas.polygon(everywhere, grey, number=pavement, lit=GROUND_LIT)
     canvas.polygon(lane, asphalt, number=road, lit=GROUND_LIT)
     _draw_kerbs(stage, grey, pavement)
@@ -555,7 +559,8 @@ def draw_background(stage: Stage) -> None:
         colour, number = scaled(dice.colour(FACADES), 0.8), stage.canvas.add(surface)
         stage.canvas.polygon(upright(x, x + width, 0, top, z), colour, number=number, lit=0.3)
     for _ in range(dice.count(0, 4)):
-        draw_crown(stage, (dice.between(-60, 60), 3, SKYLINE - 30), dice.between(4, 9), blobs=4)
+        radius = dice.between(4, 9)
+        draw_crown(stage, (dice.between(-60, 60), radius / 2, SKYLINE - 30), radius, blobs=4)
 
 
 def buildings(stage: Stage) -> list[Thing]:
@@ -565,7 +570,7 @@ def buildings(stage: Stage) -> list[Thing]:
     for side, wall in ((-1, street.left_wall), (1, street.right_wall)):
         usual, gaps = dice.between(1, 5), dice.between(0.05, 0.4)
         z = dice.between(-12, 0)
-        while z < 120:
+        while z < 100:
             bay = dice.between(2.2, 3.6)
             end = z + bay * dice.count(3, 7)
             if street.on_crossing(z, end):
@@ -584,7 +589,7 @@ def _gap(stage: Stage, side: int, wall: float, z1: float, z2: float) -> list[Thi
     """Plant trees and a hedge where no house stands."""
     things: list[Thing] = []
     z = max(z1, 9) + 2
-    while z < min(z2, 90):
+    while z < min(z2, 45):
         things.append((z, _tree(stage, wall + side * stage.dice.between(1.5, 6), z)))
         z += stage.dice.between(3, 6)
     if stage.dice.chance(0.6) and z2 > 3:
@@ -656,7 +661,7 @@ def draw_house(stage: Stage, house: House) -> None:
     plane = stage.camera.wall(x)
     wall = canvas.add(Surface(BUILDING, plane, house.material, house.windows))
     lit = stage.sun.on_wall(house.side)
-    if NEAR < house.z1 < 60:
+    if house.z1 > NEAR:
         _draw_gable(stage, house)
     if house.gabled:
         ridge, back = top + 2.6, x + house.side * 4
@@ -705,7 +710,7 @@ def draw_tree(stage: Stage, x: float, z: float, trunk: float, radius: float) -> 
     neck = foot * 0.6
     stem = [(x - foot, 0.0, z), (x - neck, top, z), (x + neck, top, z), (x + foot, 0.0, z)]
     stage.canvas.polygon(stem, dice.colour(BARKS), number=bark, lit=0.35)
-    blobs = dice.count(7, 10) if z < DETAILED else 4
+    blobs = dice.count(7, 10) if z < DETAILED else 3
     draw_crown(stage, (x, trunk + radius * 0.85, z), radius, blobs=blobs)
     cx, _, cz = stage.tip(x, z, trunk + radius)
     if cz > 3:
@@ -739,12 +744,12 @@ def roadside(stage: Stage) -> list[Thing]:
     dice, street = stage.dice, stage.street
     for side, kerb in ((-1, street.left), (1, street.right)):
         green = dice.between(0, 0.55)
-        z = dice.between(7, 11)
-        while z < 56:
+        z = dice.between(6, 11)
+        while z < 25:
             x = kerb + side * dice.between(0.45, 0.9)
             if not street.on_crossing(z - 1.5, z + 1.5):
                 things.append((z, _furniture(stage, side, x, z, green)))
-            z += dice.between(2.5, 7) * (1 + z / 40)
+            z += dice.between(3, 9)
         if street.crossing and dice.chance(0.6):
             things.append(_signal(stage, kerb + side * 0.5, street.crossing[0] - 0.8))
     return things
@@ -763,8 +768,8 @@ def _furniture(stage: Stage, side: int, x: float, z: float, green: float) -> Cal
 
 
 def draw_post(stage: Stage, x: float, z: float, top: float, colour: Colour) -> None:
-    """Draw an upright post, never thinner than about three pixels, brighter towards the sun."""
-    half = max(stage.dice.between(0.06, 0.12), stage.metres(1.3, z))
+    """Draw an upright post, never thinner than about five pixels, brighter towards the sun."""
+    half = max(stage.dice.between(0.11, 0.17), stage.metres(2.4, z))
     post = upright(x - half, x + half, 0, top, z)
     stage.canvas.polygon(post, colour, number=stage.front(POLE, z), lit=0.3)
     sunward = half * (0.6 if stage.sun.dx < 0 else -0.6)
@@ -782,7 +787,7 @@ def draw_lamp(stage: Stage, side: int, x: float, z: float) -> None:
         x - side * dice.between(0.8, 1.8),
     )
     draw_post(stage, x, z, top, colour)
-    number, half = stage.front(POLE, z), max(0.07, stage.metres(1, z))
+    number, half = stage.front(POLE, z), max(0.09, stage.metres(1.6, z))
     arm = [(x, top - half, z), (x, top + half, z), (end, top + 0.15 + half, z)]
     canvas.polygon([*arm, (end, top + 0.15 - half, z)], colour, number=number, lit=0.4)
     low = top - max(0.12, half)
@@ -796,7 +801,7 @@ def draw_lamp(stage: Stage, side: int, x: float, z: float) -> None:
 def draw_sign(stage: Stage, x: float, z: float) -> None:
     """Draw one or two traffic signs on a post."""
     dice = stage.dice
-    top, size = dice.between(2.3, 3.3), max(dice.between(0.4, 0.58), stage.metres(3.5, z))
+    top, size = dice.between(2.3, 3.3), max(dice.between(0.5, 0.7), stage.metres(6.5, z))
     draw_post(stage, x, z, top, dice.colour(METALS))
     draw_plate(stage, x, top, z, size)
     if dice.chance(0.3):
@@ -828,7 +833,7 @@ def draw_signal(stage: Stage, x: float, z: float) -> None:
     """Draw a traffic light; its box counts as sign."""
     canvas, low = stage.canvas, 2.4
     draw_post(stage, x, z, 3.0, (70, 72, 74))
-    half = max(0.22, stage.metres(2.2, z))
+    half = max(0.26, stage.metres(3.5, z))
     box = upright(x - half, x + half, low, low + 1.1, z)
     canvas.polygon(box, (34, 36, 36), number=stage.front(SIGN, z), lit=0.3)
     on = stage.dice.count(0, 2)
@@ -949,7 +954,7 @@ def _moving(stage: Stage) -> list[Car]:
     while x < street.right - street.margin:
         nose = 1.0 if x > street.middle else -1.0
         z = dice.between(7, 32)
-        while z < 60:
+        while z < 45:
             cars.append(_car(dice, x + dice.between(-0.3, 0.3), z, 0.0, nose))
             z += dice.between(12, 60)
         x += LANE
@@ -961,7 +966,7 @@ def _parked(stage: Stage) -> list[Car]:
     dice, street = stage.dice, stage.street
     for x, nose in ((street.left + 1.15, -1.0), (street.right - 1.15, 1.0)):
         z, full = dice.between(5, 11), dice.between(0.2, 0.8)
-        while z < 40:
+        while z < 30:
             if dice.chance(full) and not street.on_crossing(z - 8, z + 3):
                 cars.append(_car(dice, x, z, dice.between(-0.04, 0.04), nose))
             z += dice.between(5.6, 7)
@@ -1019,14 +1024,14 @@ def _draw_flank(stage: Stage, car: Car, side: float, number: int) -> None:
     canvas.polygon(outline, colour, number=number, lit=0.15 + lit * 0.8)
     for pane in body.panes:
         canvas.polygon(car.flat(side, pane), GLASS, lit=0.3 + lit)
-    if car.z < DETAILED:
-        sill = ((0.02, 0.28), (0.02, 0.4), (0.98, 0.4), (0.98, 0.28))
-        canvas.polygon(car.flat(side, sill), scaled(car.colour, 0.45))
+    if car.z > DETAILED:
+        return
+    sill = ((0.02, 0.28), (0.02, 0.4), (0.98, 0.4), (0.98, 0.28))
+    canvas.polygon(car.flat(side, sill), scaled(car.colour, 0.45))
     for share in (0.19, 0.81):
         for radius, colour in ((0.33, (22, 22, 24)), (0.19, (150, 152, 156))):
-            if car.z < DETAILED or radius > 0.2:
-                ring = [(share + radius * c / body.length, 0.32 + radius * s) for c, s in CIRCLE]
-                canvas.polygon(car.flat(side * 1.02, ring), colour, number=number, lit=0.2)
+            wheel = [(share + radius * c / body.length, 0.32 + radius * s) for c, s in CIRCLE]
+            canvas.polygon(car.flat(side * 1.02, wheel), colour, number=number, lit=0.2)
 
 
 def _draw_car_shadow(stage: Stage, car: Car) -> None:
@@ -1062,8 +1067,8 @@ def crowd(stage: Stage) -> list[Thing]:
     things: list[Thing] = []
     dice, street = stage.dice, stage.street
     for low, high in ((street.left_wall, street.left), (street.right, street.right_wall)):
-        for _ in range(dice.count(2, 6)):
-            things.append(_walker(stage, dice.between(low + 0.5, high - 0.4), dice.between(7, 28)))
+        for _ in range(dice.count(1, 5)):
+            things.append(_walker(stage, dice.between(low + 0.5, high - 0.4), dice.between(5.5, 14)))
     for _ in range(dice.count(0, 2)):
         z = street.crossing[0] - 2.4 if street.crossing else dice.between(8, 24)
         things.append(_walker(stage, dice.between(street.left, street.right), z))
@@ -1079,9 +1084,9 @@ def draw_person(stage: Stage, x: float, z: float) -> None:
     if not stage.in_view(x, z, 0.5):
         return
     dice = stage.dice
-    number, tall = stage.front(PEDESTRIAN, z, CLOTH), dice.between(1.6, 1.92)
+    number, tall = stage.front(PEDESTRIAN, z, CLOTH), dice.between(1.65, 1.95)
     trousers, coat, skin = dice.colour(CLOTHES), dice.colour(CLOTHES), dice.colour(SKINS)
-    thick, broad = max(0.09, stage.metres(0.9, z)), dice.between(0.21, 0.28)
+    thick, broad = max(0.11, stage.metres(1.4, z)), dice.between(0.25, 0.33)
     step, hem = dice.between(-0.3, 0.3), 0.32 if dice.chance(0.25) else 0.48
 
     def part(colour: Colour, lit: float, *corners: tuple[float, float]) -> None:
@@ -1096,7 +1101,7 @@ def draw_person(stage: Stage, x: float, z: float) -> None:
         part(scaled(coat, 0.8), 0.3, *sleeve)
     right = (0.1, 0.86), (broad, 0.8), (broad * 0.85, hem)
     part(coat, 0.45, (-broad * 0.85, hem), (-broad, 0.8), (-0.1, 0.86), *right)
-    head = max(0.062, stage.metres(1, z) / tall)
+    head = max(0.066, stage.metres(1.3, z) / tall)
     part(skin, 0.4, *((head * 1.6 * c, 0.925 + head * 1.15 * s) for c, s in CIRCLE))
     part(dice.colour(HAIRS), 0.4, *((head * 1.6 * c, 0.95 + head * s) for c, s in CIRCLE[:6]))
     shade = [(x - broad, 0.0, z), (x + broad, 0.0, z), stage.tip(x, z, tall)]

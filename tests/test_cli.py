@@ -1,0 +1,200 @@
+"""Every command through `main`, as a user types it: what it writes, prints and refuses."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from street import SIZE, TINY_MODEL, train_words, write_street
+
+from kseg import __version__
+from kseg.cli import main
+
+COMMANDS = "train evaluate predict export models backbones losses datasets".split()
+
+
+def test_help_of_every_command_loads_neither_tensorflow_nor_keras():
+    code = f"""
+import sys
+from kseg.cli import main
+for command in {COMMANDS}:
+    assert main([command, "--help"]) == 0, command
+assert main(["--help"]) == 0
+heavy = {{"tensorflow", "keras", "jax", "torch"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in COMMANDS:
+        assert f"kseg {command}" in done.stdout
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"kseg {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model", "swiftnett"], "did you mean swiftnet"),
+        (["--model", "lraspp", "--backbone", "mobilnetv2"], "did you mean mobilenetv2"),
+        (["--backbone", "resnet50"], "leave --backbone out"),
+        (["--weights", "imagenet"], "no ImageNet weights for swiftnet"),
+        (["-o", "width=8,8,8,8"], "did you mean widths"),
+        (["-o", "widths"], "expected NAME=VALUE"),
+        (["-o", "widths=a,b"], "widths"),
+        (["--loss", "cee"], "did you mean ce"),
+        (["--data", "scene"], "did you mean scenes"),
+        (["--data", "folder:/nowhere"], "/nowhere"),
+        (["--size", "100", "128"], "multiples of 32"),
+        (["--eval-size", "100", "128"], "multiples of 32"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--steps", "5", "--epochs", "2"], "either --steps or --epochs"),
+        (["--scale", "2", "1"], "--scale takes MIN MAX"),
+        (["--ema", "1"], "--ema"),
+        (["--class-weights", "medium"], "did you mean median"),
+        (["--recipe", "camvid-egde"], "did you mean camvid-edge"),
+        (["--weights", "/no/such.keras"], "/no/such.keras"),
+        (["--resume", "/no/run"], "no run folder"),
+    ],
+)
+def test_mistakes_in_training_are_one_message_and_exit_code_2(words, told, tmp_path, capsys):
+    run = [] if "--resume" in words else ["--run", str(tmp_path / "run"), "--steps", "1"]
+    if "--epochs" in words:
+        run = run[:2]
+    assert main(["train", *run, *words]) == 2
+    said = capsys.readouterr()
+    assert told in said.err.replace("\n", " ")
+    assert "Traceback" not in said.err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_unknown_flag_names_the_nearest(capsys):
+    assert main(["train", "--batchsize", "4"]) == 2
+    assert "--batch-size" in capsys.readouterr().err
+
+
+def test_recipe_with_an_unknown_key_names_file_and_nearest(tmp_path, capsys):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('modle = "fcn"\n')
+    assert main(["train", "--recipe", str(recipe)]) == 2
+    said = capsys.readouterr().err.replace("\n", "")
+    assert "mine.toml" in said
+    assert "did you mean model" in said
+
+
+def test_resume_takes_no_other_flag(run_folder, capsys):
+    assert main(["train", "--resume", str(run_folder), "--steps", "9"]) == 2
+    assert "no other flag" in capsys.readouterr().err
+
+
+def test_binary_masks_of_0_and_255_are_explained(tmp_path, capsys):
+    data = write_street(tmp_path / "data")
+    csv = (data / "classes.csv").read_text().replace("255,ignore,0,0,0\n", "7,ignore,0,0,0\n")
+    (data / "classes.csv").write_text(csv.replace("7,", "254,"))
+    for mask in data.glob("*/masks/*.png"):
+        ids = np.asarray(Image.open(mask))
+        Image.fromarray((ids == 1).astype(np.uint8) * 128).save(mask)
+    assert main(train_words(data, tmp_path / "run")) == 2
+    said = capsys.readouterr().err
+    assert "128" in said
+    assert "masks" in said
+
+
+def test_a_run_folder_holds_what_it_should(run_folder):
+    names = {path.name for path in run_folder.iterdir()}
+    assert {"config.json", "metrics.csv", "best.keras", "last.keras", "checkpoints"} <= names
+    assert {"preview.jpg", "tensorboard"} <= names
+    assert [path.name for path in sorted(run_folder.glob("checkpoints/*"))] == ["step-4", "step-6"]
+    lines = (run_folder / "metrics.csv").read_text().splitlines()
+    assert lines[0].startswith("step,loss,learning_rate,images_per_second,miou")
+    assert [line.split(",")[0] for line in lines[1:]] == ["3", "6"]
+    assert not list(run_folder.rglob(".writing-*"))
+
+
+def test_a_run_folder_is_not_taken_twice(run_folder, street, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*") if path.is_file()}
+    assert main(train_words(street, run_folder)) == 2
+    assert f"kseg train --resume {run_folder}" in capsys.readouterr().err.replace("\n", "")
+    assert main(["train", "--resume", str(run_folder)]) == 0
+    after = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_evaluate_gives_the_same_numbers_for_run_keras_and_tflite(run_folder, tmp_path, capsys):
+    assert main(["export", str(run_folder), "--tflite", "--saved-model"]) == 0
+    shown = capsys.readouterr().out
+    assert "model-float32.tflite" in shown
+    results = {}
+    export = run_folder / "export"
+    files = [export / "model-float32.tflite", export / "saved_model"]
+    for model in (run_folder, run_folder / "best.keras", *files):
+        out = tmp_path / f"{model.name}.json"
+        assert main(["evaluate", str(model), "--split", "val", "--json", str(out)]) == 0
+        results[model.name] = json.loads(out.read_text())
+        assert capsys.readouterr().out.strip().splitlines()[-2].split()[1] == "mIoU"
+    first = results[run_folder.name]
+    assert set(first) >= {"miou", "pixel_accuracy", "mean_accuracy", "fwiou", "dice", "classes"}
+    assert [c["name"] for c in first["classes"]] == ["ground", "thing"]
+    for result in results.values():
+        # The data's size is the model's, so even class maps need no resizing: only pixels at a
+        # tie of two classes may differ between runtimes.
+        assert result["miou"] == pytest.approx(first["miou"], abs=0.002)
+
+
+def test_predict_keeps_size_stem_and_subfolder(run_folder, tmp_path):
+    photos = tmp_path / "photos" / "day"
+    photos.mkdir(parents=True)
+    Image.new("RGB", (75, 51), (90, 90, 90)).save(photos / "a.jpg")
+    out = tmp_path / "out"
+    assert main(["predict", str(run_folder), str(tmp_path / "photos"), "--out", str(out)]) == 0
+    with Image.open(out / "day" / "a.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (75, 51))
+        assert mask.getpalette()[:6] == [128, 64, 128, 220, 20, 60]
+    assert (out / "day" / "a_overlay.jpg").is_file()
+
+
+def test_the_newest_run_is_the_one_started_last(street, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "--tflite"]) == 2
+    assert "kseg train" in capsys.readouterr().err
+    words = train_words(street, "unused")
+    del words[words.index("--run") : words.index("--run") + 2]
+    assert main(words) == 0
+    folder = next((tmp_path / "runs").iterdir())
+    assert folder.name.endswith("-swiftnet")
+    assert main(["evaluate"]) == 0
+
+
+def test_the_default_model_is_listed_with_its_signature(capsys):
+    assert main(["models"]) == 0
+    assert "swiftnet" in capsys.readouterr().out
+    assert main(["models", "deeplabv3plus"]) == 0
+    shown = capsys.readouterr().out
+    assert "output_stride" in shown
+    assert "Args:" in shown
+    assert main(["models", "deeplabv3pluss"]) == 2
+
+
+def test_datasets_are_shown_with_their_layout(capsys):
+    assert main(["datasets", "folder"]) == 0
+    assert "classes.csv" in capsys.readouterr().out
+
+
+def test_weights_of_a_run_start_another_with_a_new_classifier(run_folder, tmp_path, caplog):
+    words = ["--data", "scenes", "--weights", str(run_folder), "--steps", "1", "--batch-size", "1"]
+    size = [str(side) for side in SIZE]
+    more = ["--size", *size, "--eval-size", *size, "--class-weights", "none", *TINY_MODEL]
+    assert main(["train", "--run", str(tmp_path / "run"), *words, *more]) == 0
+    assert "logits_conv" in caplog.text
+
+
+def test_an_unfinished_run_says_how_to_finish(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert main(["evaluate", str(folder)]) == 2
+    assert f"--resume {folder}" in capsys.readouterr().err.replace("\n", "")
