@@ -86,24 +86,18 @@ _VARIANTS = {"float32": _float32, "float16": _float16, "dynamic": _dynamic, "int
 
 def _convert(converter: tf.lite.TFLiteConverter, name: str) -> bytes:
     try:
-        return _converted(converter)
-    except RuntimeError:
-        # The new quantizer gives up with this bare error where several adaptive poolings read one
-        # map ("violate the same scale constraint", TensorFlow 2.21); the older one does not.
-        converter.experimental_new_quantizer = False
+        with quiet(), warnings.catch_warnings():
+            # "Statistics for quantized inputs were expected": they come from the samples.
+            warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow")
+            try:
+                return converter.convert()
+            except RuntimeError:
+                # The new quantizer ends so where several adaptive poolings read one map ("violate
+                # the same scale constraint", TensorFlow 2.21); the older one takes it.
+                converter.experimental_new_quantizer = False
+                return converter.convert()
     except Exception as error:  # the converter raises several private types
         raise Failure(f"{name} could not be converted: {_reason(error)}") from error
-    try:
-        return _converted(converter)
-    except Exception as error:
-        raise Failure(f"{name} could not be converted: {_reason(error)}") from error
-
-
-def _converted(converter: tf.lite.TFLiteConverter) -> bytes:
-    with quiet(), warnings.catch_warnings():
-        # "Statistics for quantized inputs were expected": they come from the samples.
-        warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow")
-        return converter.convert()
 
 
 def _reason(error: Exception) -> str:

@@ -79,10 +79,10 @@ def test_no_image_of_val_is_in_train(train, val):
 def test_every_class_has_a_sensible_share(val):
     share = np.bincount(val[1].ravel(), minlength=len(CLASSES)) / val[1].size
     assert share.max() < 0.4
-    # The rarest, signs, are still some 400 pixels an image.
-    assert share.min() > 0.006
+    # The rarest, pedestrians, are still some 1000 pixels an image.
+    assert share.min() > 0.015
     seen_in = [(val[1] == k).any(axis=(1, 2)).mean() for k in range(len(CLASSES))]
-    assert min(seen_in) > 0.85
+    assert min(seen_in) > 0.8
 
 
 def test_poles_and_signs_are_wide_enough_to_learn(val):

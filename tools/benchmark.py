@@ -38,7 +38,7 @@ class Input:
     Both read CamVid's training pairs, scale them by 0.5 to 2, crop 320 x 320 with padding, flip,
     jitter the colours and form batches of 8; once from PNG images, once from JPEG. Turns are
     taken in the order kseg, peer, kseg, peer, ..., and the median of each side counts. Nothing is
-    kept in memory, except in the row that says so. Needs `pip install 'kseg[peers]'`.
+    kept in memory, except in the column that says so. Needs `pip install 'kseg[peers]'`.
     """
 
     camvid: Path | None = None

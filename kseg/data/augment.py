@@ -165,8 +165,8 @@ def cut(window: Window) -> Step:
             half_pixel_centers=True,
         )[0]
         rows, columns = (_nearest(window, axis) for axis in (0, 1))
-        # Rows of bytes are gathered four times as fast as single bytes: gather rows, transpose,
-        # gather rows, transpose.
+        # Whole rows are gathered much faster than single ids: gather rows, transpose, gather
+        # rows, transpose.
         mask = tf.transpose(tf.gather(tf.transpose(tf.gather(mask, rows)), columns))
         return image, mask
 

@@ -234,7 +234,8 @@ class Canvas:
         """Darken the ground, and only the ground, by `strength` (0 to 1) inside a polygon."""
         light, flat = int(255 * (1 - strength)), self.project(points, 1 / SHADE_SCALE)
         # The outline keeps the shadows of posts, thinner than a pixel, in one piece.
-        self._shade_pen.polygon(flat, light, outline=light)
+        self._shade_pen.polygon(flat, light)
+        self._shade_pen.line(flat + flat[:2], light)
 
     def lamp(self, point: Point, radius: float, colour: Colour) -> None:
         """Let light spread in the air around `point`, `radius` metres wide."""

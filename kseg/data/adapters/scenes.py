@@ -51,7 +51,7 @@ NEAR, FAR = 1.0, 3000.0
 SKYLINE = 250.0
 EYE = 2.0  # about the height of the camera
 DETAILED = 28.0  # beyond this Z, small things are too small to be drawn
-LANE = 3.2
+LANE = 2.9
 GROUND_LIT = 0.8
 PAINT = Material(PLAIN, 1.0, 0.0)
 
@@ -269,8 +269,8 @@ PAINTS = (
     (30, 58, 120), (34, 84, 60), (190, 160, 60), (120, 96, 78), (88, 110, 130), (200, 84, 36),
 )  # fmt: skip
 FOLIAGE = (
-    (92, 128, 52), (74, 112, 58), (120, 140, 62), (146, 148, 62), (104, 120, 80), (178, 130, 50),
-    (186, 98, 46), (66, 100, 60),
+    (92, 128, 52), (74, 112, 58), (120, 140, 62), (140, 146, 62), (84, 128, 60), (66, 104, 60),
+    (104, 120, 72), (178, 120, 48),
 )  # fmt: skip
 CLOTHES = (
     (36, 38, 46), (70, 76, 92), (150, 40, 44), (196, 190, 180), (46, 78, 130), (92, 110, 66),
@@ -297,8 +297,8 @@ def ring(corners: int, turn: float = 0.0) -> tuple[tuple[float, float], ...]:
 CIRCLE = ring(10)
 # Outlines of foliage: circles whose corners are pulled in and out, each in its own way.
 RAGGED = tuple(
-    tuple((c * r, s * r) for (c, s), r in zip(ring(14), radii, strict=True))
-    for radii in np.random.default_rng(25).uniform(0.76, 1.12, (24, 14)).tolist()
+    tuple((c * r, s * r) for (c, s), r in zip(ring(18), radii, strict=True))
+    for radii in np.random.default_rng(25).uniform(0.8, 1.12, (24, 18)).tolist()
 )
 # Shapes of signs, and for each the colours (border, field) it comes in.
 SIGNS = (
@@ -383,15 +383,13 @@ def _stage(dice: Dice) -> Stage:
 
 def _street(dice: Dice) -> Street:
     """Choose a plan; the camera drives right of the middle line."""
-    parking = dice.chance(0.45)
-    margin = 2.3 if parking else 0.3
-    shift = dice.between(-0.7, 0.7)
-    middle = shift - LANE / 2
-    left = middle - LANE * dice.choose((1, 1, 2)) - margin
-    right = middle + LANE * dice.choose((1, 1, 2)) + margin
+    margin = 2.2 if dice.chance(0.3) else 0.3
+    middle = dice.between(-0.5, 0.5) - LANE / 2
+    left = middle - LANE * dice.choose((0, 1, 1)) - margin
+    right = middle + LANE * dice.choose((1, 1, 1, 2)) + margin
     begin = dice.between(14, 28)
-    crossing = (begin, begin + dice.between(7, 11)) if dice.chance(0.5) else None
-    walls = left - dice.between(3, 7), right + dice.between(3, 7)
+    crossing = (begin, begin + dice.between(7, 11)) if dice.chance(0.35) else None
+    walls = left - dice.between(2.6, 6), right + dice.between(2.6, 6)
     return Street(left, right, *walls, middle, margin, crossing)
 
 
@@ -438,7 +436,7 @@ def foggy(dice: Dice) -> Weather:
     return Weather(
         zenith=(grey * 0.95, grey * 0.97, grey), skyline=(grey, grey, grey),
         cloud=(grey, grey, grey), cover=0.5, ambient=(0.74, 0.76, 0.80),
-        sun=(0.05, 0.05, 0.05), haze=(grey, grey, grey), visibility=dice.between(45, 100),
+        sun=(0.05, 0.05, 0.05), haze=(grey, grey, grey), visibility=dice.between(60, 130),
         lit=0.04, noise=4.0,
     )  # fmt: skip
 
@@ -448,7 +446,7 @@ def dusk(dice: Dice) -> Weather:
     glow = dice.between(0.6, 1.05)
     return Weather(
         zenith=(34, 48, 92), skyline=(236 * glow, 152 * glow, 112 * glow),
-        cloud=(128, 92, 112), cover=dice.between(0.2, 0.6), ambient=(0.50, 0.49, 0.58),
+        cloud=(128, 92, 112), cover=dice.between(0.2, 0.6), ambient=(0.56, 0.54, 0.62),
         sun=(0.10, 0.06, 0.02), haze=(150 * glow, 116 * glow, 118 * glow),
         visibility=dice.between(130, 300), lit=dice.between(0.3, 0.55),
         wet=dice.between(0, 0.2), noise=4.0,
@@ -510,10 +508,10 @@ def _draw_markings(stage: Stage) -> None:
     white = scaled((232, 230, 222), dice.between(0.72, 1.0))
     middle = (226, 184, 70) if dice.chance(0.25) else white
     first, last = street.left + street.margin, street.right - street.margin
-    _draw_line(stage, street.middle, middle, dashed=dice.chance(0.6))
-    for x in (street.middle - LANE, street.middle + LANE):
+    dashed = dice.chance(0.6)
+    for x in (street.middle, street.middle + LANE):
         if first + 0.5 < x < last - 0.5:
-            _draw_line(stage, x, white, dashed=True)
+            _draw_line(stage, x, middle, dashed=dashed)
     if dice.chance(0.7):
         for x in (first, last):
             _draw_line(stage, x, white, dashed=street.parking)
@@ -551,14 +549,14 @@ def _draw_zebra(stage: Stage, z: float, colour: Colour) -> None:
 def draw_background(stage: Stage) -> None:
     """Close the street far away with roofs and trees."""
     dice, z = stage.dice, SKYLINE
-    for _ in range(dice.count(6, 11)):
+    for _ in range(dice.count(5, 9)):
         x, width = dice.between(-180, 180), dice.between(14, 44)
         top = dice.between(7, 36) if abs(x) > 18 else dice.between(5, 16)
         windows = Windows(4.5, 4.0, int(top / 4), 0.5, 0.5, 0.5, x, dice.count(0, 9999))
         surface = Surface(BUILDING, stage.camera.front(z), Material(BLOTCH, 1.0, 0.08), windows)
         colour, number = scaled(dice.colour(FACADES), 0.8), stage.canvas.add(surface)
         stage.canvas.polygon(upright(x, x + width, 0, top, z), colour, number=number, lit=0.3)
-    for _ in range(dice.count(0, 4)):
+    for _ in range(dice.count(0, 2)):
         radius = dice.between(4, 9)
         draw_crown(stage, (dice.between(-60, 60), radius / 2, SKYLINE - 30), radius, blobs=4)
 
@@ -589,7 +587,7 @@ def _gap(stage: Stage, side: int, wall: float, z1: float, z2: float) -> list[Thi
     """Plant trees and a hedge where no house stands."""
     things: list[Thing] = []
     z = max(z1, 9) + 2
-    while z < min(z2, 45):
+    while z < min(z2, 32):
         things.append((z, _tree(stage, wall + side * stage.dice.between(1.5, 6), z)))
         z += stage.dice.between(3, 6)
     if stage.dice.chance(0.6) and z2 > 3:
@@ -744,12 +742,12 @@ def roadside(stage: Stage) -> list[Thing]:
     dice, street = stage.dice, stage.street
     for side, kerb in ((-1, street.left), (1, street.right)):
         green = dice.between(0, 0.55)
-        z = dice.between(6, 11)
-        while z < 25:
+        z = dice.between(5, 9)
+        while z < 20:
             x = kerb + side * dice.between(0.45, 0.9)
             if not street.on_crossing(z - 1.5, z + 1.5):
                 things.append((z, _furniture(stage, side, x, z, green)))
-            z += dice.between(3, 9)
+            z += dice.between(3, 7)
         if street.crossing and dice.chance(0.6):
             things.append(_signal(stage, kerb + side * 0.5, street.crossing[0] - 0.8))
     return things
@@ -758,7 +756,7 @@ def roadside(stage: Stage) -> list[Thing]:
 def _furniture(stage: Stage, side: int, x: float, z: float, green: float) -> Callable[[], None]:
     """Choose what stands at (x, z): with the chance `green` a tree."""
     dice = stage.dice
-    if dice.chance(green):
+    if z > 8 and dice.chance(green):
         return _tree(stage, x, z)
     if dice.chance(0.32):
         return lambda: draw_lamp(stage, side, x, z)
@@ -769,7 +767,7 @@ def _furniture(stage: Stage, side: int, x: float, z: float, green: float) -> Cal
 
 def draw_post(stage: Stage, x: float, z: float, top: float, colour: Colour) -> None:
     """Draw an upright post, never thinner than about five pixels, brighter towards the sun."""
-    half = max(stage.dice.between(0.11, 0.17), stage.metres(2.4, z))
+    half = max(stage.dice.between(0.12, 0.18), stage.metres(2.8, z))
     post = upright(x - half, x + half, 0, top, z)
     stage.canvas.polygon(post, colour, number=stage.front(POLE, z), lit=0.3)
     sunward = half * (0.6 if stage.sun.dx < 0 else -0.6)
@@ -801,7 +799,7 @@ def draw_lamp(stage: Stage, side: int, x: float, z: float) -> None:
 def draw_sign(stage: Stage, x: float, z: float) -> None:
     """Draw one or two traffic signs on a post."""
     dice = stage.dice
-    top, size = dice.between(2.3, 3.3), max(dice.between(0.5, 0.7), stage.metres(6.5, z))
+    top, size = dice.between(2.3, 3.3), max(dice.between(0.5, 0.7), stage.metres(7.5, z))
     draw_post(stage, x, z, top, dice.colour(METALS))
     draw_plate(stage, x, top, z, size)
     if dice.chance(0.3):
@@ -954,7 +952,7 @@ def _moving(stage: Stage) -> list[Car]:
     while x < street.right - street.margin:
         nose = 1.0 if x > street.middle else -1.0
         z = dice.between(7, 32)
-        while z < 45:
+        while z < 38:
             cars.append(_car(dice, x + dice.between(-0.3, 0.3), z, 0.0, nose))
             z += dice.between(12, 60)
         x += LANE
@@ -1067,10 +1065,11 @@ def crowd(stage: Stage) -> list[Thing]:
     things: list[Thing] = []
     dice, street = stage.dice, stage.street
     for low, high in ((street.left_wall, street.left), (street.right, street.right_wall)):
-        for _ in range(dice.count(1, 5)):
-            things.append(_walker(stage, dice.between(low + 0.5, high - 0.4), dice.between(5.5, 14)))
+        for _ in range(dice.count(2, 5)):
+            x = dice.between(low + 0.5, high - 0.4)
+            things.append(_walker(stage, x, dice.between(5, 11.5)))
     for _ in range(dice.count(0, 2)):
-        z = street.crossing[0] - 2.4 if street.crossing else dice.between(8, 24)
+        z = street.crossing[0] - 2.4 if street.crossing else dice.between(6, 13)
         things.append(_walker(stage, dice.between(street.left, street.right), z))
     return things
 
@@ -1086,7 +1085,7 @@ def draw_person(stage: Stage, x: float, z: float) -> None:
     dice = stage.dice
     number, tall = stage.front(PEDESTRIAN, z, CLOTH), dice.between(1.65, 1.95)
     trousers, coat, skin = dice.colour(CLOTHES), dice.colour(CLOTHES), dice.colour(SKINS)
-    thick, broad = max(0.11, stage.metres(1.4, z)), dice.between(0.25, 0.33)
+    thick, broad = max(0.13, stage.metres(1.8, z)), dice.between(0.27, 0.35)
     step, hem = dice.between(-0.3, 0.3), 0.32 if dice.chance(0.25) else 0.48
 
     def part(colour: Colour, lit: float, *corners: tuple[float, float]) -> None:

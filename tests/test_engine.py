@@ -1,0 +1,119 @@
+"""The step: what is divided by what, under strategies, mixed precision and averaging."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from kseg.engine import Engine
+from kseg.losses.cross_entropy import CrossEntropy
+from kseg.optimizers import constant, cosine, poly
+
+
+def linear_model():
+    image = keras.Input((2, 2, 1), name="image")
+    x = layers.Conv2D(2, 1, use_bias=False, kernel_initializer="zeros", name="classify")(image)
+    return keras.Model(image, {"logits": layers.Activation("linear", name="logits")(x)})
+
+
+def make(model, *, rate=1.0, **options):
+    losses = {"logits": (CrossEntropy(), 1.0)}
+    return Engine(model, optimizer=keras.optimizers.SGD(rate), losses=losses, **options)
+
+
+def test_loss_is_the_mean_over_valid_pixels_only():
+    # Two equal logits cost |ln 0.5| = 0.6931 a pixel, however many pixels are ignored.
+    mask = np.full((3, 2, 2), 255, np.int32)
+    mask[0, 0, 0] = 1
+    loss = make(linear_model()).step(tf.ones((3, 2, 2, 1)), tf.constant(mask))
+    assert float(loss) == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_an_all_ignored_batch_changes_nothing():
+    engine = make(linear_model())
+    mask = tf.fill((3, 2, 2), 255)
+    assert float(engine.step(tf.ones((3, 2, 2, 1)), mask)) == 0.0
+    np.testing.assert_array_equal(engine.model.get_layer("classify").kernel, 0.0)
+
+
+def test_two_replicas_are_one_even_with_uneven_ignored_pixels():
+    # The first half of the batch has 4 valid pixels, the second 1: a mean of replica means would
+    # weigh them alike and give another kernel.
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(2, 2, 2, 1)).astype("float32")
+    mask = np.array([[[0, 1], [1, 0]], [[1, 255], [255, 255]]], np.int32)
+    alone = make(linear_model())
+    alone.step(tf.constant(image), tf.constant(mask))
+
+    strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
+    with strategy.scope():
+        engine = make(linear_model(), strategy=strategy)
+    halves = (
+        strategy.experimental_distribute_values_from_function(
+            lambda context, whole=whole: tf.constant(
+                whole[context.replica_id_in_sync_group :][:1]
+            )
+        )
+        for whole in (image, mask)
+    )
+    engine.step(*halves)
+    ours, theirs = (e.model.get_layer("classify").kernel.numpy() for e in (engine, alone))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+    devices = tf.config.list_physical_devices("CPU")
+    if len(tf.config.get_logical_device_configuration(devices[0]) or ()) < 2:
+        try:
+            tf.config.set_logical_device_configuration(
+                devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
+            )
+        except RuntimeError:
+            pytest.skip("TensorFlow has started with one device; run this file by itself")
+
+
+def test_averages_follow_the_recursion_with_a_short_memory_at_first():
+    engine = make(linear_model(), ema=0.9)
+    kernel = engine.model.get_layer("classify").kernel
+    average = kernel.numpy()
+    mask = tf.constant([[[0, 1], [1, 1]]])
+    for step in range(1, 4):
+        engine.step(tf.ones((1, 2, 2, 1)), mask)
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * kernel.numpy()
+    np.testing.assert_allclose(engine.weights()[kernel.path], average, rtol=1e-6)
+
+
+def test_a_step_of_infinite_loss_leaves_the_weights_under_loss_scaling():
+    model = linear_model()
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0))
+    engine = Engine(model, optimizer=optimizer, losses={"logits": (CrossEntropy(), 1.0)})
+    scale = float(optimizer.dynamic_scale)
+    engine.step(tf.fill((1, 2, 2, 1), np.inf), tf.constant([[[0, 1], [1, 1]]]))
+    np.testing.assert_array_equal(model.get_layer("classify").kernel, 0.0)
+    assert float(optimizer.dynamic_scale) == scale / 2
+
+
+def test_restoring_a_state_gives_it_back():
+    engine = make(linear_model(), ema=0.9)
+    engine.step(tf.ones((1, 2, 2, 1)), tf.constant([[[0, 1], [1, 1]]]))
+    state = engine.state()
+    other = make(linear_model(), ema=0.9)
+    other.restore(state, finished=1)
+    assert other.finished == 1
+    for name, tensor in other.state().items():
+        np.testing.assert_array_equal(tensor, state[name])
+
+
+def test_schedules_at_hand_worked_steps():
+    # 10 steps, 2 of them warm-up: half the peak, the peak, then the fall over 8 steps.
+    options = {"steps": 10, "warmup": 2}
+    for schedule in (poly, cosine, constant):
+        assert float(schedule(1.0, **options)(0)) == pytest.approx(0.5)
+        assert float(schedule(1.0, **options)(2)) == pytest.approx(1.0)
+    assert float(poly(1.0, **options)(6)) == pytest.approx(0.5**0.9)
+    assert float(cosine(1.0, **options)(6)) == pytest.approx(0.5)
+    assert float(cosine(1.0, **options)(10)) == pytest.approx(0.0, abs=1e-6)
+    assert float(constant(1.0, **options)(10)) == 1.0
