@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from kseg.errors import UserError
@@ -220,7 +221,43 @@ def pool_to(x: keras.KerasTensor, bins: int, *, name: str) -> keras.KerasTensor:
         return layers.GlobalAveragePooling2D(keepdims=True, name=name)(x)
     if height % bins == 0 and width % bins == 0:
         return layers.AveragePooling2D((height // bins, width // bins), name=name)(x)
-    return layers.AdaptiveAveragePooling2D(bins, name=name)(x)
+    return AdaptiveAverage(bins, name=name)(x)
+
+
+@keras.saving.register_keras_serializable("kseg")
+class AdaptiveAverage(layers.Layer):
+    """Average into bins x bins cells of about equal size, as torch's adaptive pooling.
+
+    Cell i of n positions reaches from floor(i * n / bins) to ceil((i + 1) * n / bins). Two
+    products with constant matrices stand for it: `keras.layers.AdaptiveAveragePooling2D` becomes
+    GATHERs that XNNPACK does not run, and TensorFlow 2.21's int8 quantiser refuses several of
+    them on one map.
+    """
+
+    def __init__(self, bins: int, **kwargs: Any) -> None:  # noqa: ANN401
+        """Take the cells a side; `kwargs` are those of `keras.layers.Layer`."""
+        super().__init__(**kwargs)
+        self.bins = bins
+
+    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        """Return the means of the cells of `x` (B, H, W, C) as (B, bins, bins, C)."""
+        rows, columns = (
+            keras.ops.cast(_cells(side, self.bins), x.dtype) for side in x.shape[1:3]
+        )
+        return keras.ops.einsum("gh,bhwc,kw->bgkc", rows, x, columns)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `__init__` took."""
+        return super().get_config() | {"bins": self.bins}
+
+
+def _cells(side: int, bins: int) -> np.ndarray:
+    """Return the (bins, side) matrix of means over each cell."""
+    edges = np.arange(bins + 1) * side / bins
+    starts, ends = np.floor(edges[:-1]), np.ceil(edges[1:])
+    where = np.arange(side)
+    inside = (where >= starts[:, None]) & (where < ends[:, None])
+    return (inside / inside.sum(1, keepdims=True)).astype("float32")
 
 
 def aspp(

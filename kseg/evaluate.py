@@ -132,7 +132,7 @@ def evaluate(
 
 
 def _check_classes(predictor: Predictor, dataset: Dataset) -> None:
-    if predictor.num_classes != len(dataset.classes):
+    if predictor.classes_known and predictor.num_classes != len(dataset.classes):
         raise UserError(
             f"the model has {predictor.num_classes} classes ({', '.join(predictor.classes)}) and "
             f"{dataset.name} has {len(dataset.classes)} ({', '.join(dataset.classes)}); evaluate "
@@ -148,7 +148,7 @@ def _samples(dataset: Dataset, split: str, total: int) -> Iterator[tuple[np.ndar
     try:
         yield from islice(samples, total)
     except Exception as error:
-        named = name_the_file(error)
+        named = name_the_file(error, dataset=dataset, split=split)
         if named is None:
             raise
         raise named from error

@@ -74,6 +74,11 @@ class Predictor:
         return len(self.card.classes)
 
     @property
+    def classes_known(self) -> bool:
+        """Whether the file tells its classes; a class map of another program does not."""
+        return self.runtime.num_classes is not None or bool(self.card.model)
+
+    @property
     def output(self) -> runtimes.Output:
         """Whether the file gives "logits" or "classes"."""
         return self.runtime.output

@@ -83,7 +83,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[keras.callbacks.Callback] 
         with _stop_on_interrupt() as stop:
             training.loop(stop, callbacks)
     except tf.errors.OpError as error:
-        raise name_the_file(error) or error from error
+        raise name_the_file(error, dataset=dataset) or error from error
     return Trained(run, training.final_evaluation())
 
 

@@ -44,6 +44,7 @@ class Copy:
     palette: tuple = PALETTE
     path: str = "copy.keras"
     offset: int = 0
+    classes_known: bool = True
     sizes: list = field(default_factory=list)
 
     @property

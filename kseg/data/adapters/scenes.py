@@ -273,8 +273,8 @@ FOLIAGE = (
     (104, 120, 72), (178, 120, 48),
 )  # fmt: skip
 CLOTHES = (
-    (36, 38, 46), (70, 76, 92), (150, 40, 44), (196, 190, 180), (46, 78, 130), (92, 110, 66),
-    (180, 140, 60), (118, 84, 66), (228, 228, 224), (104, 60, 110), (210, 104, 50),
+    (44, 48, 66), (176, 38, 44), (214, 206, 192), (40, 84, 160), (98, 128, 60), (208, 160, 52),
+    (150, 92, 66), (232, 232, 228), (124, 58, 132), (224, 104, 44), (52, 136, 140),
 )  # fmt: skip
 ASPHALTS = ((96, 98, 102), (84, 86, 90), (108, 106, 104), (76, 78, 82))
 SLABS = ((164, 160, 152), (178, 170, 156), (144, 142, 142), (168, 132, 116))
@@ -282,7 +282,7 @@ SKINS = ((232, 190, 160), (206, 156, 122), (150, 104, 76), (96, 66, 50))
 HAIRS = ((40, 32, 28), (110, 80, 50), (150, 146, 140))
 ROOFS = ((110, 66, 54), (74, 76, 82), (92, 84, 78))
 BARKS = ((92, 76, 62), (110, 102, 94), (70, 58, 48))
-METALS = ((104, 108, 112), (64, 68, 70), (150, 152, 152), (52, 72, 62), (120, 100, 84))
+METALS = ((168, 172, 174), (146, 150, 154), (188, 190, 188), (60, 64, 68), (168, 158, 140))
 GLASS = (34, 42, 52)
 RED, BLUE, YELLOW, GREEN = (196, 30, 36), (30, 76, 160), (236, 190, 40), (30, 110, 66)
 WHITE, BLACK, STEEL = (236, 236, 232), (30, 30, 34), (128, 130, 132)
@@ -769,9 +769,9 @@ def draw_post(stage: Stage, x: float, z: float, top: float, colour: Colour) -> N
     """Draw an upright post, never thinner than about five pixels, brighter towards the sun."""
     half = max(stage.dice.between(0.12, 0.18), stage.metres(2.8, z))
     post = upright(x - half, x + half, 0, top, z)
-    stage.canvas.polygon(post, colour, number=stage.front(POLE, z), lit=0.3)
+    stage.canvas.polygon(post, colour, number=stage.front(POLE, z), lit=0.4)
     sunward = half * (0.6 if stage.sun.dx < 0 else -0.6)
-    stage.canvas.polygon(upright(x, x + sunward, 0, top, z), scaled(colour, 1.3), lit=0.4)
+    stage.canvas.polygon(upright(x, x + sunward, 0, top, z), scaled(colour, 1.3), lit=0.5)
     shade = [(x - half, 0.0, z), (x + half, 0.0, z), stage.tip(x, z, top)]
     stage.canvas.shadow(shade, stage.shadow)
 
@@ -830,7 +830,7 @@ def _signal(stage: Stage, x: float, z: float) -> Thing:
 def draw_signal(stage: Stage, x: float, z: float) -> None:
     """Draw a traffic light; its box counts as sign."""
     canvas, low = stage.canvas, 2.4
-    draw_post(stage, x, z, 3.0, (70, 72, 74))
+    draw_post(stage, x, z, 3.0, stage.dice.colour(METALS))
     half = max(0.26, stage.metres(3.5, z))
     box = upright(x - half, x + half, low, low + 1.1, z)
     canvas.polygon(box, (34, 36, 36), number=stage.front(SIGN, z), lit=0.3)
@@ -1099,7 +1099,7 @@ def draw_person(stage: Stage, x: float, z: float) -> None:
         sleeve = (hand, 0.45), (-shoulder, 0.82), (shoulder, 0.82), (hand + 0.12, 0.45)
         part(scaled(coat, 0.8), 0.3, *sleeve)
     right = (0.1, 0.86), (broad, 0.8), (broad * 0.85, hem)
-    part(coat, 0.45, (-broad * 0.85, hem), (-broad, 0.8), (-0.1, 0.86), *right)
+    part(coat, 0.5, (-broad * 0.85, hem), (-broad, 0.8), (-0.1, 0.86), *right)
     head = max(0.066, stage.metres(1.3, z) / tall)
     part(skin, 0.4, *((head * 1.6 * c, 0.925 + head * 1.15 * s) for c, s in CIRCLE))
     part(dice.colour(HAIRS), 0.4, *((head * 1.6 * c, 0.95 + head * s) for c, s in CIRCLE[:6]))
