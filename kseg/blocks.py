@@ -241,9 +241,7 @@ class AdaptiveAverage(layers.Layer):
 
     def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
         """Return the means of the cells of `x` (B, H, W, C) as (B, bins, bins, C)."""
-        rows, columns = (
-            keras.ops.cast(_cells(side, self.bins), x.dtype) for side in x.shape[1:3]
-        )
+        rows, columns = (keras.ops.cast(_cells(side, self.bins), x.dtype) for side in x.shape[1:3])
         return keras.ops.einsum("gh,bhwc,kw->bgkc", rows, x, columns)
 
     def get_config(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,6 +94,26 @@ def check(path: Path, tensors: Mapping[str, np.ndarray], expected: Mapping[str, 
                 f"{path} is of another architecture or optimiser: {name} is "
                 f"{have or 'missing'} there, {want or 'unknown'} here"
             )
+
+
+def check_space(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that a training's files will fit on the disk.
+
+    Args:
+        folder: where they go; it exists.
+        shapes: of every tensor of the state, float32 or smaller.
+
+    Raises:
+        UserError: if there is less room than for the checkpoints kept, one being written, and
+            the model files.
+    """
+    needed = (KEPT + 2) * 4 * sum(math.prod(shape) for shape in shapes.values())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: a training of this model needs {needed / 1e6:.0f} MB there and "
+            f"{free / 1e6:.0f} MB are free; free some space or name another disk with --run"
+        )
 
 
 def digest(tensors: Mapping[str, np.ndarray]) -> str:

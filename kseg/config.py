@@ -49,7 +49,7 @@ class TrainConfig:
     batch_size: int = 8
     """Images a step, over all devices."""
     steps: Count = None
-    """Length of the training in steps. Default: 480."""
+    """Length of the training in steps. Default: 30 passes over the data; fewer for scenes."""
     epochs: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
     """Length of the training in passes over the data, in place of --steps."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"

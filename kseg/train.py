@@ -78,6 +78,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[keras.callbacks.Callback] 
     keras.utils.set_random_seed(config.seed)
     dataset = open_dataset(config.data)
     training = _Training(run, config, dataset)
+    checkpoint.check_space(run.folder, training.engine.shapes())
     training.restore(done)
     try:
         with _stop_on_interrupt() as stop:
@@ -290,7 +291,9 @@ def _initialise(model: keras.Model, config: TrainConfig) -> None:
     path = Path(config.weights)
     source = Run(path).model_file() if Run.is_run(path) else path
     for layer in initialise_from(model, source):
-        log.warning("%s has another class count: %s starts from random weights", source, layer)
+        log.warning(
+            "%s does not fit %s (class count or training-only): fresh weights", source, layer
+        )
 
 
 def _losses(

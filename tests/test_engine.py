@@ -51,9 +51,7 @@ def test_two_replicas_are_one_even_with_uneven_ignored_pixels():
         engine = make(linear_model(), strategy=strategy)
     halves = (
         strategy.experimental_distribute_values_from_function(
-            lambda context, whole=whole: tf.constant(
-                whole[context.replica_id_in_sync_group :][:1]
-            )
+            lambda context, whole=whole: tf.constant(whole[context.replica_id_in_sync_group :][:1])
         )
         for whole in (image, mask)
     )

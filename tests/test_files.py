@@ -70,6 +70,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         checkpoint.load(tmp_path, 2)
 
 
+def test_a_disk_too_small_for_a_training_is_told_before_it_begins(tmp_path):
+    checkpoint.check_space(tmp_path, {"kernel": (3, 3)})
+    with pytest.raises(UserError, match="MB are free"):
+        checkpoint.check_space(tmp_path, {"kernel": (10**9, 10**6)})
+
+
 def test_metrics_of_steps_that_will_come_again_are_forgotten(tmp_path):
     path = tmp_path / "metrics.csv"
     table = MetricsFile(path, until=0)
