@@ -55,7 +55,7 @@ class Engine:
         self._ema = ema
         self._strategy = strategy or tf.distribute.get_strategy()
         optimizer.build(self.model.trainable_variables)
-        self._averaged = [v for v in self.model.variables if _is_weight(v)] if ema else []
+        self._averaged = list(self.model.weights) if ema else []
         self._shadows = [tf.Variable(v.value, name=f"ema_{v.name}") for v in self._averaged]
         self._step = tf.function(self._global_step, jit_compile=jit)
 
@@ -79,7 +79,7 @@ class Engine:
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return what evaluation uses, by variable path: averaged weights where EMA is on."""
-        values = {v.path: v.numpy() for v in self.model.variables}
+        values = {v.path: v.numpy() for v in self.model.weights}
         shadows = zip(self._averaged, self._shadows, strict=True)
         return values | {v.path: shadow.numpy() for v, shadow in shadows}
 
@@ -98,8 +98,10 @@ class Engine:
         return {name: tuple(v.shape) for name, v in self._named_state().items()}
 
     def _named_state(self) -> dict[str, tf.Variable | keras.Variable]:
-        named = {f"model/{v.path}": v for v in self.model.variables}
-        # By place: optimisers nest (loss scaling), and their paths count instances of a process.
+        named = {f"model/{v.path}": v for v in self.model.weights}
+        # By place: the paths of random seeds and optimisers count the instances of a process.
+        seeds = [v for v in self.model.variables if not _is_weight(v)]
+        named |= {f"seed/{i:04d}": v for i, v in enumerate(seeds)}
         named |= {f"optimizer/{i:04d}/{v.name}": v for i, v in enumerate(self.optimizer.variables)}
         pairs = zip(self._averaged, self._shadows, strict=True)
         return named | {f"ema/{v.path}": shadow for v, shadow in pairs}
@@ -161,5 +163,5 @@ def _global_sum(value: tf.Tensor) -> tf.Tensor:
 
 
 def _is_weight(variable: keras.Variable) -> bool:
-    """Tell weights and BN statistics from counters and random seeds."""
+    """Tell weights and BN statistics from random seeds."""
     return "float" in variable.dtype

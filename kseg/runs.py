@@ -45,8 +45,8 @@ class Run:
         """Tell whether `folder` holds a run."""
         return (Path(folder) / "config.json").is_file()
 
-    def create(self, config: TrainConfig) -> None:
-        """Make the folder and write config.json.
+    def check_free(self) -> None:
+        """Check that a new run may be written here.
 
         Raises:
             UserError: if the folder already holds a run, or is a file.
@@ -58,6 +58,10 @@ class Run:
             )
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder} is a file; --run takes a folder")
+
+    def create(self, config: TrainConfig) -> None:
+        """Make the folder and write config.json; raises as `check_free`."""
+        self.check_free()
         versions = {name: metadata.version(name) for name in _WITNESSES}
         versions |= {"kseg": VERSION, "python": platform.python_version()}
         record = {

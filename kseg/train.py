@@ -70,14 +70,16 @@ def train(config: TrainConfig, *, callbacks: Sequence[keras.callbacks.Callback] 
         UserError: for a mistake in the configuration or the data.
         Interrupted: after Ctrl-C.
     """
-    run, config = _start(config)
+    run, config, dataset = _begin(config)
     done = max(checkpoint.steps(run.checkpoints), default=0)
     if done and done == config.steps:
         log.info("%s is finished; nothing is left to do", run.folder)
         return Trained(run, None)
     keras.utils.set_random_seed(config.seed)
-    dataset = open_dataset(config.data)
     training = _Training(run, config, dataset)
+    if not Run.is_run(run.folder):
+        # Only now, when everything has been built, is anything written.
+        run.create(config)
     checkpoint.check_space(run.folder, training.engine.shapes())
     training.restore(done)
     try:
@@ -105,24 +107,22 @@ def build_model(
     return models.build(config.model, (*size, 3), len(dataset.classes), options)
 
 
-def _start(config: TrainConfig) -> tuple[Run, TrainConfig]:
-    if config.resume is not None:
-        if replace(config, resume=None) != TrainConfig():
-            raise UserError(
-                "--resume continues a run as it was started and takes no other flag; "
-                "leave the others out, or start a new run with them"
-            )
-        run = Run(config.resume)
-        return run, run.config()
-    dataset = open_dataset(config.data)
-    check_dataset(dataset, ("train", "val"))
-    config = resolve(config, dataset)
-    # Built once before anything is written: a size or option that the model cannot take shows.
-    with dtype_policy("float32"):
-        build_model(config, dataset, config.size)
-    run = Run(config.run)
-    run.create(config)
-    return run, config
+def _begin(config: TrainConfig) -> tuple[Run, TrainConfig, Dataset]:
+    """Return the run, its resolved configuration and its data; write nothing."""
+    if config.resume is None:
+        dataset = open_dataset(config.data)
+        check_dataset(dataset, ("train", "val"))
+        config = resolve(config, dataset)
+        Run(config.run).check_free()
+        return Run(config.run), config, dataset
+    if replace(config, resume=None) != TrainConfig():
+        raise UserError(
+            "--resume continues a run as it was started and takes no other flag; "
+            "leave the others out, or start a new run with them"
+        )
+    run = Run(config.resume)
+    config = run.config()
+    return run, config, open_dataset(config.data)
 
 
 class _Training:
@@ -253,8 +253,8 @@ def dtype_policy(name: str) -> Iterator[None]:
 
 
 def assign(model: keras.Model, weights: Mapping[str, np.ndarray]) -> None:
-    """Set every variable of `model` from `weights` by its path."""
-    for variable in model.variables:
+    """Set every weight of `model` from `weights` by its path."""
+    for variable in model.weights:
         variable.assign(weights[variable.path])
 
 

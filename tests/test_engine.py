@@ -1,5 +1,10 @@
 """The step: what is divided by what, under strategies, mixed precision and averaging."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -38,38 +43,13 @@ def test_an_all_ignored_batch_changes_nothing():
 
 
 def test_two_replicas_are_one_even_with_uneven_ignored_pixels():
-    # The first half of the batch has 4 valid pixels, the second 1: a mean of replica means would
-    # weigh them alike and give another kernel.
-    rng = np.random.default_rng(0)
-    image = rng.normal(size=(2, 2, 2, 1)).astype("float32")
-    mask = np.array([[[0, 1], [1, 0]], [[1, 255], [255, 255]]], np.int32)
-    alone = make(linear_model())
-    alone.step(tf.constant(image), tf.constant(mask))
-
-    strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
-    with strategy.scope():
-        engine = make(linear_model(), strategy=strategy)
-    halves = (
-        strategy.experimental_distribute_values_from_function(
-            lambda context, whole=whole: tf.constant(whole[context.replica_id_in_sync_group :][:1])
-        )
-        for whole in (image, mask)
-    )
-    engine.step(*halves)
-    ours, theirs = (e.model.get_layer("classify").kernel.numpy() for e in (engine, alone))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_devices():
-    devices = tf.config.list_physical_devices("CPU")
-    if len(tf.config.get_logical_device_configuration(devices[0]) or ()) < 2:
-        try:
-            tf.config.set_logical_device_configuration(
-                devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
-            )
-        except RuntimeError:
-            pytest.skip("TensorFlow has started with one device; run this file by itself")
+    # In a process of its own: TensorFlow takes its number of devices when it starts.
+    script = Path(__file__).with_name("two_replicas.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    alone, together = json.loads(done.stdout)
+    np.testing.assert_allclose(together, alone, rtol=1e-6)
+    assert np.abs(alone).max() > 0
 
 
 def test_averages_follow_the_recursion_with_a_short_memory_at_first():

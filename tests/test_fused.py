@@ -30,7 +30,7 @@ def pair():
 def test_names_values_and_outputs_are_those_of_the_model(pair):
     plain, fused = pair
     assert isinstance(fused.get_layer("bn"), FusedBatchNormalization)
-    assert [v.path for v in fused.variables] == [v.path for v in plain.variables]
+    assert [v.path for v in fused.weights] == [v.path for v in plain.weights]
     assert list(fused.output) == ["logits"]
     image = np.random.default_rng(1).normal(size=(2, 6, 8, 3)).astype("float32")
     np.testing.assert_array_equal(fused(image)["logits"], plain(image)["logits"])
