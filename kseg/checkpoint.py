@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,10 +44,19 @@ def save(
     with replacing(target) as temporary:
         temporary.mkdir(parents=True)
         metadata = {"step": str(step), "facts": json.dumps(dict(facts))}
-        save_file(dict(tensors), temporary / STATE, metadata=metadata)
+        _write(dict(tensors), temporary / STATE, metadata)
     for old in steps(folder)[:-KEPT]:
         shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
     return target
+
+
+def _write(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        # It wraps the system's error in text; the number decides what the user is told.
+        number = re.search(r"code: (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def steps(folder: Path) -> list[int]:

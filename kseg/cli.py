@@ -85,13 +85,17 @@ def evaluate(config: c.EvalConfig) -> int:
     from kseg.data.dataset import open_dataset
     from kseg.evaluate import evaluate
     from kseg.inference import load
+    from kseg.progress import counting
 
     predictor = load(config.model or _newest(), eval_size=config.eval_size, last=config.last)
     data = config.data or predictor.card.dataset
     if not data:
         raise UserError(f"{predictor.path} does not say what it was trained on; name it by --data")
     dataset = open_dataset(data)
-    result = evaluate(predictor, dataset, split=config.split, limit=config.limit)
+    with counting("evaluating") as on_image:
+        result = evaluate(
+            predictor, dataset, split=config.split, limit=config.limit, on_image=on_image
+        )
     _show(result.table())
     if config.json is not None:
         result.save_json(config.json)
@@ -102,12 +106,14 @@ def predict(config: c.PredictConfig) -> int:
     """Label images and say where the results are."""
     from kseg.inference import load
     from kseg.predict import predict_files
+    from kseg.progress import counting
     from kseg.quiet import load_tensorflow
 
     if config.model.suffix != ".tflite":
         load_tensorflow()
     predictor = load(config.model, eval_size=config.eval_size, last=config.last)
-    written = predict_files(predictor, config.images, config.out)
+    with counting("labelling") as on_image:
+        written = predict_files(predictor, config.images, config.out, on_image=on_image)
     print(f"{len(written)} images labelled: {config.out}")
     return 0
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from kseg.errors import UserError
 
+_WRITING, _OLD = ".writing-", ".old-"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -29,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{_WRITING}{os.getpid()}-{path.name}")
     try:
         yield temporary
         _sync_tree(temporary)
@@ -51,10 +53,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process was writing below `folder`; finished files stay."""
+    for leftover in [*folder.rglob(f"{_WRITING}*"), *folder.rglob(f"{_OLD}*")]:
+        _remove(leftover)
+
+
 def _put(temporary: Path, path: Path) -> None:
     if temporary.is_dir() and path.exists():
         # A folder cannot be replaced in one step: the old one steps aside first.
-        aside = path.with_name(f".old-{os.getpid()}-{path.name}")
+        aside = path.with_name(f"{_OLD}{os.getpid()}-{path.name}")
         os.rename(path, aside)
         os.rename(temporary, path)
         shutil.rmtree(aside)

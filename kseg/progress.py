@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -85,6 +87,24 @@ class Display:
         self._times = [*self._times[-_MEMORY:], time.monotonic()]
         passed = self._times[-1] - self._times[0]
         return (len(self._times) - 1) / passed if passed else 0.0
+
+
+@contextlib.contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal while images are worked through; nothing in a pipe.
+
+    Args:
+        what: stands before the bar, as "evaluating".
+
+    Yields:
+        To be called with how many are done and how many there are.
+    """
+    console = Console()
+    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _clock(seconds: float) -> str:

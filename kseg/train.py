@@ -23,7 +23,7 @@ from kseg.data.pipeline import evaluation_samples, name_the_file, training_batch
 from kseg.engine import Engine
 from kseg.errors import UserError
 from kseg.evaluate import Evaluation, evaluate
-from kseg.files import replacing
+from kseg.files import clear_leftovers, replacing
 from kseg.inference import Predictor, load
 from kseg.losses.class_weights import weights_for
 from kseg.optimizers import make_optimizer
@@ -77,7 +77,9 @@ def train(config: TrainConfig, *, callbacks: Sequence[keras.callbacks.Callback] 
         return Trained(run, None)
     keras.utils.set_random_seed(config.seed)
     training = _Training(run, config, dataset)
-    if not Run.is_run(run.folder):
+    if Run.is_run(run.folder):
+        clear_leftovers(run.folder)
+    else:
         # Only now, when everything has been built, is anything written.
         run.create(config)
     checkpoint.check_space(run.folder, training.engine.shapes())

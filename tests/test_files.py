@@ -9,7 +9,7 @@ import pytest
 from kseg import checkpoint
 from kseg.config import TrainConfig, recipe_arguments, recipe_names, with_recipe
 from kseg.errors import UserError
-from kseg.files import replacing, write_text
+from kseg.files import clear_leftovers, replacing, write_text
 from kseg.runs import MetricsFile, Run
 
 
@@ -40,6 +40,14 @@ def test_a_folder_is_replaced_whole(tmp_path):
             (temporary / content).write_text(content)
     assert [path.name for path in folder.iterdir()] == ["two"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    write_text(tmp_path / "metrics.csv", "step\n")
+    (tmp_path / "checkpoints" / ".writing-7-step-4").mkdir(parents=True)
+    (tmp_path / ".writing-7-best.keras").write_text("half")
+    clear_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"metrics.csv", "checkpoints"}
 
 
 def tensors(value):
