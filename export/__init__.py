@@ -54,10 +54,12 @@ def export_run(config: ExportConfig) -> list[Artifact]:
         UserError: if nothing was asked for, or the run or its data cannot be used.
     """
     run = Run(config.run) if config.run is not None else newest()
+    data = config.data or run.config().data
+    _check_counts(config)
     plan = _plan(tflite=config.tflite, quantize=config.quantize, saved_model=config.saved_model)
     from kseg.data.dataset import open_dataset
 
-    dataset = open_dataset(config.data or run.config().data)
+    dataset = open_dataset(data)
     predictor = load(run.folder, eval_size=config.size, last=config.last)
     return export_model(
         predictor,
@@ -157,6 +159,13 @@ def _plan(
     return plan
 
 
+def _check_counts(config: ExportConfig) -> None:
+    for name in ("calibration_images", "verify_images"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; at least 1 is needed")
+
+
 def _check(predictor: Predictor, dataset: Dataset) -> None:
     if predictor.model is None:
         raise UserError(f"{predictor.path} is exported already; export takes a run")
@@ -225,12 +234,14 @@ def _place(one: Artifact, staging: Path, folder: Path) -> Artifact:
 def _earlier(folder: Path, artifacts: list[Artifact]) -> list[dict]:
     """Return the entries of the last manifest whose files still stand unchanged."""
     manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return []
+    try:
+        entries = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        return []  # none yet, or damaged: the files are proved anew when they are exported again
     ours = {one.name.removesuffix(REJECTED) for one in artifacts}
     return [
         entry
-        for entry in json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        for entry in entries
         if entry["path"].removesuffix(REJECTED) not in ours
         and (folder / entry["path"]).exists()
         and digest(folder / entry["path"]) == entry["sha256"]

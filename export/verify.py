@@ -24,9 +24,9 @@ Sample = tuple[np.ndarray, np.ndarray]
 
 def validation_samples(dataset: Dataset, limit: int | None) -> Iterator[Sample]:
     """Give the first `limit` validation images uint8 (h, w, 3) with their masks uint8 (h, w)."""
-    from kseg.data.pipeline import evaluation_samples
+    from kseg.data.pipeline import read_samples
 
-    return evaluation_samples(dataset, "val", limit=limit).as_numpy_iterator()
+    return read_samples(dataset, "val", limit=limit)
 
 
 def prove(

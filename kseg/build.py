@@ -43,7 +43,16 @@ def build(
             raise UserError(
                 f"option {option} of {name} is {value!r}; it must be {_describe(annotation)}"
             )
-    return MODELS[name](tuple(input_shape), num_classes, **options)
+    try:
+        return MODELS[name](tuple(input_shape), num_classes, **options)
+    except UserError:
+        raise
+    except ValueError as error:
+        given = ", ".join(f"{option}={value}" for option, value in options.items())
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{name} cannot be built with {given or 'its defaults'}: {reason}"
+        ) from error
 
 
 def inference_model(model: keras.Model) -> keras.Model:

@@ -55,7 +55,7 @@ def _write(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str])
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
         # It wraps the system's error in text; the number decides what the user is told.
-        number = re.search(r"code: (\d+)", str(error))
+        number = re.search(r"(?:os error|code:) (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
@@ -111,7 +111,7 @@ def check_space(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Check that a training's files will fit on the disk.
 
     Args:
-        folder: where they go; it exists.
+        folder: where they go; it need not exist yet.
         shapes: of every tensor of the state, float32 or smaller.
 
     Raises:
@@ -119,7 +119,8 @@ def check_space(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
             the model files.
     """
     needed = (KEPT + 2) * 4 * sum(math.prod(shape) for shape in shapes.values())
-    free = shutil.disk_usage(folder).free
+    disk = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(disk).free
     if free < needed:
         raise UserError(
             f"{folder}: a training of this model needs {needed / 1e6:.0f} MB there and "

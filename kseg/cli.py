@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, EXIT_USER)
     except Failure as error:
         return _complain(error, EXIT_FAILURE)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _complain(f"{error.filename}: {error.strerror}", EXIT_USER)
     except KeyboardInterrupt:
         return _complain("interrupted", EXIT_INTERRUPTED)
 

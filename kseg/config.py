@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -104,7 +104,7 @@ class TrainConfig:
         """
         known = {field.name for field in dataclasses.fields(TrainConfig)}
         for name in raw.keys() - known:
-            raise UserError(f"config.json has {name!r}, which this kseg does not know")
+            raise UserError(f"{name!r} is of a newer kseg; this one does not know it")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         for name in ("run", "resume"):
             values[name] = Path(values[name]) if values.get(name) else None
@@ -210,12 +210,13 @@ class DatasetsConfig:
     """Show this one's docstring."""
 
 
-def recipe_arguments(name: str) -> list[str]:
+def recipe_arguments(name: str, *, without: Collection[str] = ()) -> list[str]:
     """Return a recipe as the arguments that stand before the typed ones.
 
     Args:
         name: name of a recipe of kseg, or the path of a `.toml` file. Its keys are the fields of
             TrainConfig, with `-` or `_`; its table `options` holds options of the model.
+        without: fields to leave out.
 
     Raises:
         UserError: if there is no such recipe, it is not TOML, or a key is unknown.
@@ -228,7 +229,10 @@ def recipe_arguments(name: str) -> list[str]:
         field = key.replace("-", "_")
         if field not in known:
             raise UserError(f"recipe {name}: no key {key!r}{nearest(field, known)}")
-        arguments += _flag("--" + field.replace("_", "-"), value)
+        if field not in without:
+            arguments += _flag("--" + field.replace("_", "-"), value)
+    if not isinstance(options, dict):
+        raise UserError(f"recipe {name}: options is a table, [options], of the model's options")
     for key, value in options.items():
         arguments += ["-o", f"{key}={_option_text(value)}"]
     return arguments
@@ -245,7 +249,7 @@ def _read_recipe(name: str) -> dict[str, Any]:
     if path.suffix == ".toml":
         if not path.is_file():
             raise UserError(f"recipe {name}: there is no such file")
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8", errors="replace")
     elif name in recipe_names():
         text = (resources.files("kseg.recipes") / f"{name}.toml").read_text()
     else:
@@ -271,9 +275,12 @@ def _option_text(value: object) -> str:
 
 def with_recipe(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of `train` with its recipe, if one is named, spelled out before them."""
+    typed = {word.partition("=")[0] for word in arguments}
+    # Two ways to say one thing: the one typed replaces the recipe's.
+    without = {"steps", "epochs"} if typed & {"--steps", "--epochs"} else set()
     for index, word in enumerate(arguments):
         if word == "--recipe" and index + 1 < len(arguments):
-            return [*recipe_arguments(arguments[index + 1]), *arguments]
+            return [*recipe_arguments(arguments[index + 1], without=without), *arguments]
         if word.startswith("--recipe="):
-            return [*recipe_arguments(word.partition("=")[2]), *arguments]
+            return [*recipe_arguments(word.partition("=")[2], without=without), *arguments]
     return list(arguments)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from kseg.data.dataset import IGNORE_LABEL, Dataset
@@ -76,14 +75,16 @@ class Evaluation:
     def table(self) -> Table:
         """Return a table of the IoU and the share of true pixels of each class, mIoU last."""
         true = self.confusion.matrix.sum(axis=1)
-        table = Table(title=f"{self.dataset} {self.split}, {self.images} images")
+        table = Table(title=escape(f"{self.dataset} {self.split}, {self.images} images"))
         table.add_column("class")
         table.add_column("IoU", justify="right")
         table.add_column("pixels", justify="right")
         for name, iou, share in zip(
             self.classes, self.confusion.iou, true / true.sum(), strict=True
         ):
-            table.add_row(name, "absent" if math.isnan(iou) else f"{iou:.4f}", f"{share:.2%}")
+            table.add_row(
+                escape(name), "absent" if math.isnan(iou) else f"{iou:.4f}", f"{share:.2%}"
+            )
         table.add_section()
         table.add_row("mIoU", f"{self.miou:.4f}", "")
         return table
@@ -116,9 +117,12 @@ def evaluate(
     _check_classes(predictor, dataset)
     if limit is not None and limit < 1:
         raise UserError(f"the limit is {limit} images; at least 1 is wanted")
+    # Imported here because this brings TensorFlow in.
+    from kseg.data.pipeline import read_samples
+
     total = min(dataset.length(split), limit or dataset.length(split))
     confusion = ConfusionMatrix(len(dataset.classes), IGNORE_LABEL)
-    for done, (image, mask) in enumerate(_samples(dataset, split, total), start=1):
+    for done, (image, mask) in enumerate(read_samples(dataset, split, limit=total), start=1):
         confusion.update(mask, predictor.predict(image, size=mask.shape))
         if on_image is not None:
             on_image(done, total)
@@ -138,17 +142,3 @@ def _check_classes(predictor: Predictor, dataset: Dataset) -> None:
             f"{dataset.name} has {len(dataset.classes)} ({', '.join(dataset.classes)}); evaluate "
             "on data with the classes that it was trained for"
         )
-
-
-def _samples(dataset: Dataset, split: str, total: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    # Imported here because this brings TensorFlow in.
-    from kseg.data.pipeline import evaluation_samples, name_the_file
-
-    samples = evaluation_samples(dataset, split, limit=total).as_numpy_iterator()
-    try:
-        yield from islice(samples, total)
-    except Exception as error:
-        named = name_the_file(error, dataset=dataset, split=split)
-        if named is None:
-            raise
-        raise named from error

@@ -59,6 +59,8 @@ def _flush() -> None:
 def load_tensorflow() -> None:
     """Import TensorFlow and Keras in silence, with GPU memory growing as it is needed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Training and export are TensorFlow's, whatever backend the user's other programs run on.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     with quiet(2):
         import keras  # noqa: F401
         import tensorflow as tf

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kseg import models
 from kseg.config import TrainConfig
-from kseg.data.dataset import Dataset
+from kseg.data.dataset import Dataset, FileDataset
 from kseg.data.doctor import most_frequent_size
 from kseg.errors import UserError
 from kseg.registry import LOSSES, MODELS
@@ -18,12 +18,11 @@ from kseg.runs import new_folder
 LARGEST_WINDOW = 512
 
 
-def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """Return the configuration with every open field filled in, and checked.
+def check(config: TrainConfig) -> None:
+    """Check what can be checked before data is opened: ranges, names, options of the model.
 
     Args:
         config: as the user gave it.
-        dataset: the opened `config.data`.
 
     Raises:
         UserError: if a field is out of range, or a name is unknown.
@@ -31,12 +30,23 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     _check_ranges(config)
     models.parse_options(config.model, option_texts(config))
     LOSSES.entry(config.loss)
+
+
+def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """Return the configuration with every open field filled in.
+
+    Args:
+        config: as the user gave it.
+        dataset: the opened `config.data`.
+    """
     common = most_frequent_size(dataset, "train")
     steps = config.steps or _steps(config.epochs or dataset.epochs, dataset, config.batch_size)
     eval_every = min(config.eval_every or math.ceil(steps / 4), steps)
     return replace(
         config,
-        data=_absolute(config.data),
+        data=_absolute_spec(config.data) if isinstance(dataset, FileDataset) else config.data,
+        weights=_absolute(config.weights),
+        class_weights=_absolute(config.class_weights),
         size=config.size or tuple(min(_up(side), LARGEST_WINDOW) for side in common),
         eval_size=config.eval_size or tuple(_up(side) for side in common),
         steps=steps,
@@ -44,7 +54,6 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
         eval_every=eval_every,
         checkpoint_every=config.checkpoint_every or min(eval_every, 200),
         run=config.run or new_folder(config.model),
-        recipe=config.recipe,
     )
 
 
@@ -57,6 +66,9 @@ def _check_ranges(config: TrainConfig) -> None:
         "--weight-decay must not be negative": config.weight_decay >= 0,
         "--scale takes MIN MAX, 0 < MIN <= MAX": 0 < low <= high,
         "--jitter must lie in 0..3": 0 <= config.jitter <= 3,
+        "--seed must not be negative": config.seed >= 0,
+        "--warmup must not be negative": config.warmup is None or config.warmup >= 0,
+        "--epochs must be a finite number": config.epochs is None or math.isfinite(config.epochs),
         "take either --steps or --epochs": config.steps is None or config.epochs is None,
     }
     counts = ("steps", "epochs", "eval_every", "checkpoint_every")
@@ -76,11 +88,16 @@ def _up(side: int) -> int:
     return max(96, 32 * math.ceil(side / 32))
 
 
-def _absolute(spec: str) -> str:
+def _absolute_spec(spec: str) -> str:
     """Make the path of a data spec absolute, so that the run can be used from anywhere."""
-    name, colon, path = spec.partition(":")
-    there = colon and Path(path).expanduser().exists()
-    return f"{name}:{Path(path).expanduser().resolve()}" if there else spec
+    name, _, path = spec.partition(":")
+    return f"{name}:{_absolute(path)}"
+
+
+def _absolute(path: str) -> str:
+    """Return an existing path as an absolute one; words that are no path as they are."""
+    there = Path(path).expanduser()
+    return str(there.resolve()) if path and there.exists() else path
 
 
 def option_texts(config: TrainConfig) -> dict[str, str]:
@@ -98,11 +115,21 @@ def option_texts(config: TrainConfig) -> dict[str, str]:
         if not sign:
             raise UserError(f"-o {option}: expected NAME=VALUE")
         texts[name.replace("-", "_")] = value
+    if "backbone_weights" in texts:
+        raise UserError(
+            "the weights of a backbone are named by --weights imagenet or --weights FILE"
+        )
     takes = inspect.signature(MODELS[config.model]).parameters
     if config.backbone is not None:
         if "backbone" not in takes:
             raise UserError(f"{config.model} has its own layers throughout; leave --backbone out")
         texts["backbone"] = config.backbone
-    if config.weights == "imagenet" and "backbone_weights" not in takes:
+    if backbone_weights(config) and "backbone_weights" not in takes:
         raise UserError(f"there are no ImageNet weights for {config.model}; it has no backbone")
     return texts
+
+
+def backbone_weights(config: TrainConfig) -> str | None:
+    """Return what --weights names if that is for the backbone: imagenet, or a file of Keras'."""
+    ours = config.weights == "imagenet" or config.weights.endswith(".h5")
+    return config.weights if ours else None

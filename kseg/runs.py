@@ -81,12 +81,17 @@ class Run:
             raise UserError(f"{self.folder} is no run folder: it has no config.json")
         try:
             return TrainConfig.from_dict(self._record()["config"])
+        except UserError as error:
+            raise UserError(f"{self.config_file}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.config_file} is damaged: {error}") from error
 
     def started(self) -> str:
-        """Return when the run was started, as text that sorts by time."""
-        return self._record().get("started", "")
+        """Return when the run was started, as text that sorts by time; "" if it is damaged."""
+        try:
+            return self._record()["started"]
+        except (OSError, ValueError, KeyError):
+            return ""
 
     def model_file(self, *, last: bool = False) -> Path:
         """Return best.keras, or last.keras.
@@ -146,7 +151,7 @@ def newest() -> Run:
     Raises:
         UserError: if there is none.
     """
-    runs = [Run(path.parent) for path in RUNS.glob("*/config.json")]
+    runs = [run for path in RUNS.glob("*/config.json") if (run := Run(path.parent)).started()]
     if not runs:
         raise UserError(f"no run under {RUNS.resolve()}; name one, or start one with `kseg train`")
     return max(runs, key=lambda run: (run.started(), run.config_file.stat().st_mtime_ns))

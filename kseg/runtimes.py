@@ -79,17 +79,20 @@ def run_keras(model: keras.Model, *, path: Path) -> Runtime:
     import tensorflow as tf
 
     size = _image_size(path, model.input_shape)
+    if isinstance(model.output, dict) and "logits" not in model.output:
+        raise UserError(f"{path} gives {', '.join(model.output)}; kseg takes an output `logits`")
 
     @tf.function(input_signature=[tf.TensorSpec((1, *size, 3), tf.uint8)])
     def graph(image: tf.Tensor) -> tf.Tensor:
         return logits_of(model(tf.cast(image, tf.float32), training=False))
 
     shape = tuple(graph.get_concrete_function().output_shapes.as_list())
+    _, num_classes = _kind(path, shape, np.float32)
     return Runtime(
         forward=lambda image: graph(image[None]).numpy()[0],
         size=size,
         output="logits",
-        num_classes=shape[-1],
+        num_classes=num_classes,
         inputs={"image": _typed("float32", model.input_shape)},
         outputs={"logits": _typed("float32", shape)},
         model=model,

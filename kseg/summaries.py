@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from kseg.data.dataset import Dataset
 from kseg.data.pipeline import evaluation_samples
 from kseg.files import replacing
 from kseg.inference import Predictor
-from kseg.overlay import blend
+from kseg.overlay import blend, contact_sheet
 
 PICTURES = 3  # validation pictures shown in TensorBoard
 
@@ -29,9 +28,12 @@ def write_preview(path: Path, batches: tf.data.Dataset, dataset: Dataset) -> Non
     """
     image, mask = next(iter(batches))
     pairs = zip(image.numpy().astype("uint8"), mask.numpy().astype("uint8"), strict=True)
-    tiles = [np.hstack([image, blend(image, mask, dataset.palette)]) for image, mask in pairs]
+    tiles = [
+        Image.fromarray(np.hstack([image, blend(image, mask, dataset.palette)]))
+        for image, mask in pairs
+    ]
     with replacing(path) as temporary:
-        _sheet(tiles).save(temporary, quality=90)
+        contact_sheet(tiles).save(temporary, quality=90)
 
 
 def summarise(step: int, values: Mapping[str, float]) -> None:
@@ -46,12 +48,3 @@ def summarise_pictures(step: int, predictor: Predictor, dataset: Dataset) -> Non
         image = image.numpy()
         picture = blend(image, predictor.predict(image), predictor.palette)
         tf.summary.image(f"val_{index}", np.asarray(picture)[None], step=step)
-
-
-def _sheet(tiles: list[np.ndarray]) -> Image.Image:
-    """Return equal tiles side by side in about as many rows as columns."""
-    columns = max(1, math.isqrt(len(tiles)))
-    while len(tiles) % columns:
-        tiles = [*tiles, np.zeros_like(tiles[0])]
-    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    return Image.fromarray(np.vstack(rows))

@@ -19,7 +19,7 @@ from kseg.config import TrainConfig
 from kseg.data.augment import Augmentation
 from kseg.data.dataset import Dataset, open_dataset
 from kseg.data.doctor import check_dataset
-from kseg.data.pipeline import evaluation_samples, name_the_file, training_batches
+from kseg.data.pipeline import name_the_file, read_samples, training_batches
 from kseg.engine import Engine
 from kseg.errors import UserError
 from kseg.evaluate import Evaluation, evaluate
@@ -29,7 +29,7 @@ from kseg.losses.class_weights import weights_for
 from kseg.optimizers import make_optimizer
 from kseg.progress import Display
 from kseg.registry import LOSSES, MODELS
-from kseg.resolve import option_texts, resolve
+from kseg.resolve import backbone_weights, check, option_texts, resolve
 from kseg.runs import MetricsFile, Run
 from kseg.runtimes import run_keras
 from kseg.summaries import summarise, summarise_pictures, write_preview
@@ -70,19 +70,20 @@ def train(config: TrainConfig, *, callbacks: Sequence[keras.callbacks.Callback] 
         UserError: for a mistake in the configuration or the data.
         Interrupted: after Ctrl-C.
     """
-    run, config, dataset = _begin(config)
+    run, config = _begin(config)
     done = max(checkpoint.steps(run.checkpoints), default=0)
     if done and done == config.steps:
         log.info("%s is finished; nothing is left to do", run.folder)
         return Trained(run, None)
+    dataset = open_dataset(config.data)
     keras.utils.set_random_seed(config.seed)
-    training = _Training(run, config, dataset)
+    training = _Training(run, config, dataset, fresh=not done)
+    checkpoint.check_space(run.folder, training.engine.shapes())
     if Run.is_run(run.folder):
         clear_leftovers(run.folder)
     else:
         # Only now, when everything has been built, is anything written.
         run.create(config)
-    checkpoint.check_space(run.folder, training.engine.shapes())
     training.restore(done)
     try:
         with _stop_on_interrupt() as stop:
@@ -93,7 +94,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[keras.callbacks.Callback] 
 
 
 def build_model(
-    config: TrainConfig, dataset: Dataset, size: tuple[int, int], *, weights: bool = False
+    config: TrainConfig, dataset: Dataset, size: tuple[int, int], *, pretrained: bool = False
 ) -> keras.Model:
     """Build the architecture of a configuration under the current dtype policy.
 
@@ -101,42 +102,44 @@ def build_model(
         config: a resolved configuration.
         dataset: gives the number of classes.
         size: height and width of the input.
-        weights: load the ImageNet backbone, if the configuration asks for it.
+        pretrained: load the weights of the backbone, if the configuration names some.
     """
     options = models.parse_options(config.model, option_texts(config))
-    if weights and config.weights == "imagenet":
-        options["backbone_weights"] = "imagenet"
+    if pretrained and backbone_weights(config):
+        options["backbone_weights"] = backbone_weights(config)
     return models.build(config.model, (*size, 3), len(dataset.classes), options)
 
 
-def _begin(config: TrainConfig) -> tuple[Run, TrainConfig, Dataset]:
-    """Return the run, its resolved configuration and its data; write nothing."""
+def _begin(config: TrainConfig) -> tuple[Run, TrainConfig]:
+    """Return the run and its resolved configuration; write nothing."""
     if config.resume is None:
+        check(config)
+        if config.run is not None:
+            Run(config.run).check_free()
         dataset = open_dataset(config.data)
         check_dataset(dataset, ("train", "val"))
         config = resolve(config, dataset)
-        Run(config.run).check_free()
-        return Run(config.run), config, dataset
+        return Run(config.run), config
     if replace(config, resume=None) != TrainConfig():
         raise UserError(
             "--resume continues a run as it was started and takes no other flag; "
             "leave the others out, or start a new run with them"
         )
     run = Run(config.resume)
-    config = run.config()
-    return run, config, open_dataset(config.data)
+    return run, run.config()
 
 
 class _Training:
     """The parts of one training and the loop over them."""
 
-    def __init__(self, run: Run, config: TrainConfig, dataset: Dataset) -> None:
+    def __init__(self, run: Run, config: TrainConfig, dataset: Dataset, *, fresh: bool) -> None:
         self.run = run
         self.config = config
         self.dataset = dataset
         with dtype_policy(config.precision):
-            model = build_model(config, dataset, config.size, weights=True)
-        _initialise(model, config)
+            model = build_model(config, dataset, config.size, pretrained=fresh)
+        if fresh:
+            _initialise(model, config)
         self.engine = Engine(
             model,
             optimizer=make_optimizer(config),
@@ -149,6 +152,7 @@ class _Training:
         self.card = _card(config, dataset)
         self.predictor = Predictor(run.best, self.card, run_keras(self.served, path=run.best))
         self.best = float("-inf")
+        self.lost = 0
 
     def restore(self, step: int) -> None:
         """Go to the state of checkpoint `step`; 0 is the start."""
@@ -167,30 +171,56 @@ class _Training:
         if engine.finished == 0:
             write_preview(self.run.preview, batches, self.dataset)
         calls = keras.callbacks.CallbackList(list(callbacks), model=engine.model)
+        engine.model.stop_training = False
         calls.on_train_begin()
         writer = tf.summary.create_file_writer(str(self.run.tensorboard))
         with Display(config, done=engine.finished) as display, writer.as_default():
+            calls.on_epoch_begin(self._epoch())
             for image, mask in batches:
-                calls.on_train_batch_begin(engine.finished)
-                rate = engine.learning_rate()
-                loss = float(engine.step(image, mask))
-                step = engine.finished
-                calls.on_train_batch_end(step - 1, {"loss": loss})
-                display.update(step, loss=loss, learning_rate=rate)
-                self._check_loss(loss)
-                if step % config.eval_every == 0 or step == config.steps:
-                    self._validate(display, loss=loss, rate=rate)
-                    calls.on_epoch_end(step // config.eval_every - 1, {"loss": loss})
-                if step % config.checkpoint_every == 0 or step == config.steps:
-                    self._save()
-                if stop() and step < config.steps:
+                self._step(image, mask, display, calls)
+                if engine.model.stop_training:
+                    break
+                if stop() and engine.finished < config.steps:
                     self._save()
                     raise Interrupted(str(self.run.folder))
+        if engine.finished % config.checkpoint_every and engine.finished < config.steps:
+            self._save()  # a callback has ended the training early
         calls.on_train_end()
+
+    def _step(
+        self,
+        image: tf.Tensor,
+        mask: tf.Tensor,
+        display: Display,
+        calls: keras.callbacks.CallbackList,
+    ) -> None:
+        """Train on one batch; validate and save where it is time to."""
+        config, engine = self.config, self.engine
+        rate = engine.learning_rate()
+        calls.on_train_batch_begin(engine.finished)
+        loss = float(engine.step(image, mask))
+        step = engine.finished
+        calls.on_train_batch_end(step - 1, {"loss": loss})
+        display.update(step, loss=loss, learning_rate=rate)
+        self._check_loss(loss)
+        if step % config.eval_every == 0 or step == config.steps:
+            epoch = self._epoch() - (step % config.eval_every == 0)
+            miou = self._validate(display, loss=loss, rate=rate)
+            calls.on_epoch_end(epoch, {"loss": loss, "val_miou": miou})
+            if step < config.steps:
+                calls.on_epoch_begin(epoch + 1)
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            self._save()
+
+    def _epoch(self) -> int:
+        """Return how many validations lie behind; an epoch, to callbacks, ends with one."""
+        return self.engine.finished // self.config.eval_every
 
     def final_evaluation(self) -> Evaluation:
         """Measure best.keras, which may be older than the last step."""
-        return evaluate(load(self.run.best), self.dataset, split="val")
+        # A callback may have ended the training before its first validation.
+        file = self.run.best if self.run.best.is_file() else self.run.last
+        return evaluate(load(file), self.dataset, split="val")
 
     def _batches(self) -> tf.data.Dataset:
         config = self.config
@@ -206,14 +236,16 @@ class _Training:
         )
 
     def _check_loss(self, loss: float) -> None:
-        scaled = self.config.precision == "mixed_float16"
-        if not math.isfinite(loss) and not scaled:
+        """Refuse to go on without a loss; loss scaling may skip some steps while it adapts."""
+        self.lost = 0 if math.isfinite(loss) else self.lost + 1
+        allowed = 50 if self.config.precision == "mixed_float16" else 0
+        if self.lost > allowed:
             raise UserError(
                 f"the loss is {loss} at step {self.engine.finished}; "
                 f"lower --learning-rate (it is {self.config.learning_rate:g}) and start again"
             )
 
-    def _validate(self, display: Display, *, loss: float, rate: float) -> None:
+    def _validate(self, display: Display, *, loss: float, rate: float) -> float:
         assign(self.served, self.engine.weights())
         result = evaluate(self.predictor, self.dataset, split="val")
         step = self.engine.finished
@@ -231,6 +263,7 @@ class _Training:
             self.best = result.miou
             save_model(self.run.best, self.served, self.card)
         display.validated(step, result.miou, best=self.best)
+        return result.miou
 
     def _save(self) -> None:
         assign(self.served, self.engine.weights())
@@ -288,7 +321,7 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 def _initialise(model: keras.Model, config: TrainConfig) -> None:
-    if config.weights in ("none", "imagenet"):
+    if config.weights == "none" or backbone_weights(config):
         return
     path = Path(config.weights)
     source = Run(path).model_file() if Run.is_run(path) else path
@@ -309,8 +342,8 @@ def _losses(
 
 
 def _masks(dataset: Dataset) -> Iterator[np.ndarray]:
-    for _, mask in evaluation_samples(dataset, "train"):
-        yield mask.numpy()
+    for _, mask in read_samples(dataset, "train"):
+        yield mask
 
 
 def _augmentation(config: TrainConfig) -> Augmentation:

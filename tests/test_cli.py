@@ -58,6 +58,9 @@ def test_version(capsys):
         (["--class-weights", "medium"], "did you mean median"),
         (["--recipe", "camvid-egde"], "did you mean camvid-edge"),
         (["--weights", "/no/such.keras"], "/no/such.keras"),
+        (["-o", "widths=0,8,8,8"], "swiftnet cannot be built with widths"),
+        (["-o", "backbone_weights=imagenet"], "--weights imagenet"),
+        (["--seed", "-1"], "--seed must not be negative"),
         (["--resume", "/no/run"], "no run folder"),
     ],
 )
@@ -93,15 +96,24 @@ def test_resume_takes_no_other_flag(run_folder, capsys):
 
 def test_binary_masks_of_0_and_255_are_explained(tmp_path, capsys):
     data = write_street(tmp_path / "data")
-    csv = (data / "classes.csv").read_text().replace("255,ignore,0,0,0\n", "7,ignore,0,0,0\n")
-    (data / "classes.csv").write_text(csv.replace("7,", "254,"))
+    csv = (data / "classes.csv").read_text().replace("255,ignore,0,0,0\n", "")
+    (data / "classes.csv").write_text(csv)
     for mask in data.glob("*/masks/*.png"):
         ids = np.asarray(Image.open(mask))
-        Image.fromarray((ids == 1).astype(np.uint8) * 128).save(mask)
+        Image.fromarray((ids == 1).astype(np.uint8) * 255).save(mask)
     assert main(train_words(data, tmp_path / "run")) == 2
-    said = capsys.readouterr().err
-    assert "128" in said
-    assert "masks" in said
+    said = " ".join(capsys.readouterr().err.split())
+    assert "0, 255" in said or "0/255" in said
+    assert "use 0 and 1" in said
+
+
+def test_a_bad_mask_that_the_check_up_did_not_sample_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kseg.data.doctor.MASKS_DECODED", 2)
+    data = write_street(tmp_path / "data")
+    victim = data / "train" / "masks" / "3.png"
+    Image.fromarray(np.full(SIZE, 9, np.uint8)).save(victim)
+    assert main(train_words(data, tmp_path / "run")) == 2
+    assert "masks/3.png" in capsys.readouterr().err.replace("\n", "")
 
 
 def test_a_run_folder_holds_what_it_should(run_folder):
@@ -177,6 +189,21 @@ def test_the_default_model_is_listed_with_its_signature(capsys):
     assert "output_stride" in shown
     assert "Args:" in shown
     assert main(["models", "deeplabv3pluss"]) == 2
+
+
+def test_export_takes_a_run_and_counts_from_one(run_folder, capsys):
+    words = ["export", "--tflite", "--data", "scenes"]
+    assert main([*words, str(run_folder / "best.keras")]) == 2
+    assert "no run folder" in capsys.readouterr().err
+    assert main(["export", str(run_folder), "--tflite", "--verify-images", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_named(run_folder, tmp_path, capsys):
+    assert main(["evaluate", str(run_folder), "--json", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said.replace("\n", "")
+    assert "Traceback" not in said
 
 
 def test_datasets_are_shown_with_their_layout(capsys):

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from kseg import checkpoint
 from kseg.config import TrainConfig, recipe_arguments, recipe_names, with_recipe
@@ -102,8 +103,21 @@ def test_a_configuration_survives_its_run_folder(tmp_path):
 
 def test_a_configuration_of_a_newer_kseg_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"config": {"novelty": 1}}')
-    with pytest.raises(UserError, match="novelty"):
+    with pytest.raises(UserError, match="novelty") as error:
         Run(tmp_path).config()
+    assert "damaged" not in str(error.value)
+
+
+def test_the_text_of_a_full_disk_from_safetensors_is_understood(tmp_path, monkeypatch):
+    # As safetensors 0.8 words it, seen on a full tmpfs.
+    def full(*_, **__):
+        text = "Error while serializing: I/O error: No space left on device (os error 28)"
+        raise SafetensorError(text)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="disk is full"):
+        checkpoint.save(tmp_path, step=2, tensors=tensors(1), facts={})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_recipe_stands_before_what_is_typed(tmp_path):
@@ -112,6 +126,13 @@ def test_a_recipe_stands_before_what_is_typed(tmp_path):
     words = with_recipe(["--recipe", str(recipe), "--model", "unet"])
     assert words[:8] == ["--model", "fcn", "--scale", "0.5", "1", "--jit", "-o", "widths=8,16"]
     assert words[8:] == ["--recipe", str(recipe), "--model", "unet"]
+
+
+def test_a_typed_length_replaces_the_recipes(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("steps = 100\nema = 0.9\n")
+    words = with_recipe(["--recipe", str(recipe), "--epochs", "2"])
+    assert words == ["--ema", "0.9", "--recipe", str(recipe), "--epochs", "2"]
 
 
 def test_recipes_that_come_with_kseg_are_well_formed():

@@ -150,19 +150,60 @@ def test_a_full_disk_leaves_the_last_good_files(street, tmp_path, monkeypatch, c
     assert not list(folder.rglob(".writing-*"))
 
 
+def test_resume_from_elsewhere_needs_neither_start_weights_nor_the_same_folder(
+    street, run_folder, tmp_path, monkeypatch
+):
+    weights = tmp_path / "start.keras"
+    weights.write_bytes((run_folder / "best.keras").read_bytes())
+    (tmp_path / "weights.csv").write_text("ground,1\nthing,2\n")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    config = small(street, folder, weights="start.keras", class_weights="weights.csv")
+    with pytest.raises(RuntimeError, match="crash"):
+        train(config, callbacks=[Crash(3)])
+    weights.unlink()
+    monkeypatch.chdir(run_folder)
+    assert main(["train", "--resume", str(folder)]) == 0
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends a training after its first validation, and notes what it was told."""
+
+    def on_train_begin(self, logs=None):
+        self.told = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.told.append(("begin", epoch))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.told.append(("end", epoch))
+        self.miou = logs["val_miou"]
+        self.model.stop_training = True
+
+
+def test_keras_callbacks_see_epochs_and_may_end_the_training(street, tmp_path):
+    stop = Stop()
+    trained = train(small(street, tmp_path / "run"), callbacks=[stop])
+    assert stop.told[:2] == [("begin", 0), ("end", 0)]
+    assert 0 <= stop.miou == pytest.approx(trained.evaluation.miou)
+    assert max(checkpoint.steps(trained.run.checkpoints)) == 3
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_moment_then_resume_gives_the_same_weights(street, run_folder, tmp_path):
     # Kills fall where they fall: at start-up, in a step, in a save. Every one is resumed, and the
     # last is let run to its end.
     folder = tmp_path / "run"
     words = train_words(street, folder)
-    for delay in (4, 9, 11, 12, 13, 14, 15):
+    met = []
+    for delay in (4, 9, 11, 12, 13, 14, 15, 17, 20):
         process = subprocess.Popen([sys.executable, "-m", "kseg", *words])
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        met.append((process.wait(), checkpoint.steps(folder / "checkpoints")))
         if (folder / "config.json").is_file():
             words = ["train", "--resume", str(folder)]
+    assert any(code == -signal.SIGKILL for code, _ in met), met
     assert subprocess.run([sys.executable, "-m", "kseg", *words], check=False).returncode == 0
     assert final_digest(folder) == final_digest(run_folder)
 
@@ -177,8 +218,10 @@ def test_ctrl_c_saves_and_says_how_to_resume(street, run_folder, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "kseg", *words], stdout=subprocess.PIPE, text=True
     )
-    while "step 100/" not in process.stdout.readline():
-        pass
+    line = "begin"
+    while line and "step 100/" not in line:
+        line = process.stdout.readline()
+    assert line, "the training ended before its hundredth step"
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130

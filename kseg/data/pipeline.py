@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,28 @@ def evaluation_samples(
     numbers = tf.data.Dataset.range(count)
     samples = numbers.map(uncached(dataset, split), num_parallel_calls=tf.data.AUTOTUNE)
     return samples.prefetch(tf.data.AUTOTUNE)
+
+
+def read_samples(
+    dataset: Dataset, split: str, *, limit: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Give the samples of `evaluation_samples` as arrays, and name a file that cannot be read.
+
+    Args:
+        dataset: where samples come from.
+        split: which of its splits.
+        limit: stop after so many.
+
+    Yields:
+        image uint8 (h, w, 3) and mask uint8 (h, w), 255 where ignored.
+
+    Raises:
+        UserError: naming the file, if one is damaged or holds an unknown id.
+    """
+    try:
+        yield from evaluation_samples(dataset, split, limit=limit).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise name_the_file(error, dataset=dataset, split=split) or error from error
 
 
 def shuffled(number: tf.Tensor, *, count: int, seed: int) -> tf.Tensor:
