@@ -54,12 +54,12 @@ def export_run(config: ExportConfig) -> list[Artifact]:
         UserError: if nothing was asked for, or the run or its data cannot be used.
     """
     run = Run(config.run) if config.run is not None else newest()
-    data = config.data or run.config().data
+    trained_on = run.config().data
     _check_counts(config)
     plan = _plan(tflite=config.tflite, quantize=config.quantize, saved_model=config.saved_model)
     from kseg.data.dataset import open_dataset
 
-    dataset = open_dataset(data)
+    dataset = open_dataset(config.data or trained_on)
     predictor = load(run.folder, eval_size=config.size, last=config.last)
     return export_model(
         predictor,

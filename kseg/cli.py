@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        return _complain(f"{error.filename}: {error.strerror}", EXIT_USER)
+        return _complain(f"{error.filename2 or error.filename}: {error.strerror}", EXIT_USER)
     except KeyboardInterrupt:
         return _complain("interrupted", EXIT_INTERRUPTED)
 
@@ -83,6 +83,8 @@ def train(config: c.TrainConfig) -> int:
 
 def evaluate(config: c.EvalConfig) -> int:
     """Measure a model file and print the table."""
+    if config.json is not None and config.json.is_dir():
+        raise UserError(f"--json {config.json} is a folder; name the file to write")
     from kseg.quiet import load_tensorflow
 
     load_tensorflow()
