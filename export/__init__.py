@@ -53,10 +53,10 @@ def export_run(config: ExportConfig) -> list[Artifact]:
     Raises:
         UserError: if nothing was asked for, or the run or its data cannot be used.
     """
+    plan = _plan(tflite=config.tflite, quantize=config.quantize, saved_model=config.saved_model)
+    _check_counts(config)
     run = Run(config.run) if config.run is not None else newest()
     trained_on = run.config().data
-    _check_counts(config)
-    plan = _plan(tflite=config.tflite, quantize=config.quantize, saved_model=config.saved_model)
     from kseg.data.dataset import open_dataset
 
     dataset = open_dataset(config.data or trained_on)
