@@ -87,7 +87,7 @@ class TrainConfig:
     resume: Folder = None
     """Continue this run, exactly where its last checkpoint stands; takes no other flag."""
     recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """Settings from a recipe; flags beside it win."""
+    """Settings from a recipe; flags beside it win. Default: scenes, if no --data is named."""
     options: Options = ()
     """Option of the model, as in -o decoder_channels=48; `kseg models NAME` shows them."""
 
@@ -274,7 +274,11 @@ def _option_text(value: object) -> str:
 
 
 def with_recipe(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of `train` with its recipe, if one is named, spelled out before them."""
+    """Return the arguments of `train` with its recipe spelled out before them.
+
+    The recipe is the one that --recipe names; where neither a recipe nor data nor a run to resume
+    is named, it is `scenes`.
+    """
     typed = {word.partition("=")[0] for word in arguments}
     # Two ways to say one thing: the one typed replaces the recipe's.
     without = {"steps", "epochs"} if typed & {"--steps", "--epochs"} else set()
@@ -283,4 +287,6 @@ def with_recipe(arguments: Sequence[str]) -> list[str]:
             return [*recipe_arguments(arguments[index + 1], without=without), *arguments]
         if word.startswith("--recipe="):
             return [*recipe_arguments(word.partition("=")[2], without=without), *arguments]
-    return list(arguments)
+    if typed & {"--data", "--resume", "--help", "-h"}:
+        return list(arguments)
+    return [*recipe_arguments("scenes", without=without), *arguments]
