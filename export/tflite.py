@@ -89,13 +89,7 @@ def _convert(converter: tf.lite.TFLiteConverter, name: str) -> bytes:
         with quiet(), warnings.catch_warnings():
             # "Statistics for quantized inputs were expected": they come from the samples.
             warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow")
-            try:
-                return converter.convert()
-            except RuntimeError:
-                # The new quantizer ends so where several adaptive poolings read one map ("violate
-                # the same scale constraint", TensorFlow 2.21); the older one takes it.
-                converter.experimental_new_quantizer = False
-                return converter.convert()
+            return converter.convert()
     except Exception as error:  # the converter raises several private types
         raise Failure(f"{name} could not be converted: {_reason(error)}") from error
 

@@ -14,12 +14,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from kseg import card as cards
 from kseg import resize, runtimes
 from kseg.card import ModelCard
+from kseg.data.dataset import voc_palette
 from kseg.errors import Failure, UserError
 from kseg.runs import Run
 
 if TYPE_CHECKING:
     import keras
 
+_UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError)
 TAKEN = "a run folder, a .keras file, a .tflite file or a SavedModel folder"
 
 
@@ -149,11 +151,18 @@ def read_image(path: Path | str) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.asarray(_eight_bits(ImageOps.exif_transpose(image)).convert("RGB"))
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (*_UNREADABLE, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return a 16-bit grey image by its high bytes; Pillow's own conversion clips it to white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def load(
@@ -182,19 +191,6 @@ def load(
     if eval_size is not None and tuple(eval_size) != runtime.size:
         card, runtime = _at_size(found, card, runtime, tuple(eval_size))
     return Predictor(found, _checked(found, card, runtime), runtime)
-
-
-def generic_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """Return colours that tell neighbouring ids apart, as PASCAL VOC makes them.
-
-    Source: VOC development kit, `VOClabelcolormap.m`: the bits of the id, three by three, become
-    the high bits of red, green and blue.
-    """
-    bits = [[(n >> b) & 1 for b in range(9)] for n in range(num_classes)]
-    return tuple(
-        tuple(sum(bit[3 * k + channel] << (7 - k) for k in range(3)) for channel in range(3))
-        for bit in bits
-    )
 
 
 def _pixels(image: np.ndarray | Path | str) -> np.ndarray:
@@ -262,7 +258,7 @@ def _checked(path: Path, card: ModelCard | None, runtime: runtimes.Runtime) -> M
         # A class map does not tell how many classes there are; 255 is the ignored label.
         count = runtime.num_classes or 255
         names = tuple(f"class {id_}" for id_ in range(count))
-        card = ModelCard("", {}, names, generic_palette(count), runtime.size)
+        card = ModelCard("", {}, names, voc_palette(count), runtime.size)
     if runtime.num_classes not in (None, len(card.classes)):
         raise UserError(
             f"{path} gives {runtime.num_classes} classes but names {len(card.classes)}; "

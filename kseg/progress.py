@@ -37,6 +37,7 @@ class Display:
         self._miou = ""
         self._every = max(1, config.steps // LINES)
         self._times: list[float] = []
+        self._rate = 0.0  # of the steps before, while a new one has not been measured
         self._progress = Progress(
             TextColumn("{task.completed}/{task.total}"),
             BarColumn(bar_width=16),
@@ -86,7 +87,9 @@ class Display:
     def _steps_per_second(self) -> float:
         self._times = [*self._times[-_MEMORY:], time.monotonic()]
         passed = self._times[-1] - self._times[0]
-        return (len(self._times) - 1) / passed if passed else 0.0
+        if passed:
+            self._rate = (len(self._times) - 1) / passed
+        return self._rate
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import platform
+import subprocess
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -65,6 +67,7 @@ class Run:
         versions = {name: metadata.version(name) for name in _WITNESSES}
         versions |= {"kseg": VERSION, "python": platform.python_version()}
         record = {
+            "commit": _commit(),
             "config": json.loads(config.to_json()),
             "versions": versions,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -124,9 +127,9 @@ class MetricsFile:
         self._path = path
         self.rows = [row for row in _rows(path) if int(row["step"]) <= until]
 
-    def add(self, **values: float) -> None:
-        """Add a row; columns without a value stay empty."""
-        self.rows.append({name: _text(values.get(name)) for name in COLUMNS})
+    def add(self, row: Mapping[str, float]) -> None:
+        """Add a row by the names of its columns; those without a value stay empty."""
+        self.rows.append({name: _text(row.get(name)) for name in COLUMNS})
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -155,6 +158,19 @@ def newest() -> Run:
     if not runs:
         raise UserError(f"no run under {RUNS.resolve()}; name one, or start one with `kseg train`")
     return max(runs, key=lambda run: (run.started(), run.config_file.stat().st_mtime_ns))
+
+
+def _commit() -> str:
+    """Return the commit of the clone that kseg runs from; "" where it is installed otherwise."""
+    here = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(here), "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    # Installed below somebody's own clone, the commit would be theirs.
+    clone, _, commit = done.stdout.strip().partition("\n")
+    return commit if Path(clone).resolve() == here and clone else ""
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -48,25 +48,11 @@ class Runtime:
 
 
 def keras_model(path: Path) -> keras.Model:
-    """Load a `.keras` file, without running any code that it brings along.
-
-    Raises:
-        UserError: if the file is damaged or asks for unsafe deserialisation.
-    """
+    """Load a `.keras` file on the TensorFlow backend; raises as `kseg.weights.read_model`."""
     _ready_tensorflow()
-    import keras
+    from kseg.weights import read_model
 
-    import kseg.models  # noqa: F401  (registers the layers that our files name)
-
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises almost anything on a damaged archive
-        if "safe_mode" in str(error) or "unsafe" in str(error):
-            raise UserError(
-                f"{path} holds Python code (a Lambda layer) that would run on loading; kseg does "
-                "not load it. Build the model without Lambda layers and save it again"
-            ) from error
-        raise _damaged(path, error) from error
+    return read_model(path)
 
 
 def run_keras(model: keras.Model, *, path: Path) -> Runtime:

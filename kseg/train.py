@@ -19,7 +19,7 @@ from kseg.config import TrainConfig
 from kseg.data.augment import Augmentation
 from kseg.data.dataset import Dataset, open_dataset
 from kseg.data.doctor import check_dataset
-from kseg.data.pipeline import name_the_file, read_samples, training_batches
+from kseg.data.pipeline import name_the_file, read_masks, training_batches
 from kseg.engine import Engine
 from kseg.errors import UserError
 from kseg.evaluate import Evaluation, evaluate
@@ -152,6 +152,7 @@ class _Training:
         self.card = _card(config, dataset)
         self.predictor = Predictor(run.best, self.card, run_keras(self.served, path=run.best))
         self.best = float("-inf")
+        self.evaluation: Evaluation | None = None  # of best.keras, if this process has written it
         self.lost = 0
 
     def restore(self, step: int) -> None:
@@ -182,6 +183,7 @@ class _Training:
                     break
                 if stop() and engine.finished < config.steps:
                     self._save()
+                    calls.on_train_end()
                     raise Interrupted(str(self.run.folder))
         if engine.finished % config.checkpoint_every and engine.finished < config.steps:
             self._save()  # a callback has ended the training early
@@ -217,7 +219,9 @@ class _Training:
         return self.engine.finished // self.config.eval_every
 
     def final_evaluation(self) -> Evaluation:
-        """Measure best.keras, which may be older than the last step."""
+        """Return the measure of best.keras, which may be older than the last step."""
+        if self.evaluation is not None:
+            return self.evaluation
         # A callback may have ended the training before its first validation.
         file = self.run.best if self.run.best.is_file() else self.run.last
         return evaluate(load(file), self.dataset, split="val")
@@ -250,17 +254,13 @@ class _Training:
         result = evaluate(self.predictor, self.dataset, split="val")
         step = self.engine.finished
         measured = {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
-        self.metrics.add(
-            step=step,
-            loss=loss,
-            learning_rate=rate,
-            images_per_second=display.images_per_second,
-            **measured,
-        )
-        summarise(step, {"loss": loss, "learning_rate": rate, **measured})
+        measured |= {"loss": loss, "learning_rate": rate}
+        summarise(step, measured)
+        speed = {"images_per_second": display.images_per_second}
+        self.metrics.add({"step": step} | measured | speed)
         summarise_pictures(step, self.predictor, self.dataset)
         if result.miou > self.best:
-            self.best = result.miou
+            self.best, self.evaluation = result.miou, result
             save_model(self.run.best, self.served, self.card)
         display.validated(step, result.miou, best=self.best)
         return result.miou
@@ -334,16 +334,13 @@ def _initialise(model: keras.Model, config: TrainConfig) -> None:
 def _losses(
     config: TrainConfig, model: keras.Model, dataset: Dataset
 ) -> dict[str, tuple[keras.losses.Loss, float]]:
-    weights = weights_for(config.class_weights, dataset.classes, lambda: _masks(dataset))
+    weights = weights_for(
+        config.class_weights, dataset.classes, lambda: read_masks(dataset, "train")
+    )
     main = LOSSES[config.loss](class_weights=weights)
     aux = MODELS.entry(config.model).aux
     extra = {name: aux[name] for name in model.output if name != "logits"}
     return {"logits": (main, 1.0)} | {n: (loss or main, w) for n, (loss, w) in extra.items()}
-
-
-def _masks(dataset: Dataset) -> Iterator[np.ndarray]:
-    for _, mask in read_samples(dataset, "train"):
-        yield mask
 
 
 def _augmentation(config: TrainConfig) -> Augmentation:

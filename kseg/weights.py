@@ -33,28 +33,50 @@ class Published:
     stem: str | None = None
 
 
-def copy_weights(
-    source: keras.Model, target: keras.Model, *, skip_mismatched: Collection[str] = ()
-) -> list[str]:
+def read_model(path: Path) -> keras.Model:
+    """Load a `.keras` file, without running any code that it brings along.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: if there is none, it is damaged, or it asks for unsafe deserialisation.
+    """
+    # Registers the layers that our files name; backbones import this module.
+    import kseg.models  # noqa: F401
+
+    if not path.is_file():
+        raise UserError(f"no file {path}; expected a .keras file")
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{path} cannot be opened: it is no .keras file, or one cut short. Write it again"
+        )
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises almost anything on a damaged archive
+        if "safe_mode" in str(error) or "unsafe" in str(error):
+            raise UserError(
+                f"{path} holds Python code (a Lambda layer) that would run on loading; kseg does "
+                "not load it. Build the model without Lambda layers and save it again"
+            ) from error
+        raise UserError(
+            f"{path} cannot be opened: {_first_line(error)}. The file is damaged; write it again"
+        ) from error
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
     """Give the layers of `target` the weights of the layers of the same name in `source`.
 
     Args:
         source: where the weights come from; layers that only it has are left out.
         target: changed in place, and only if everything fits.
-        skip_mismatched: names of layers that may be missing in `source` or shaped differently.
-
-    Returns:
-        The names of layers that kept their own weights.
 
     Raises:
         UserError: naming the first variable that `source` lacks or holds in another shape.
     """
-    found = dict(_differences(source, target))
-    for name, difference in found.items():
-        if name not in skip_mismatched:
-            raise UserError(f"the weights do not fit: {difference}")
-    _copy(source, target, found)
-    return list(found)
+    for _, difference in _differences(source, target):
+        raise UserError(f"the weights do not fit: {difference}")
+    _copy(source, target, ())
 
 
 def initialise_from(model: keras.Model, path: str | Path) -> list[str]:
@@ -73,7 +95,7 @@ def initialise_from(model: keras.Model, path: str | Path) -> list[str]:
         UserError: if the file cannot be read, or listing whatever else differs.
     """
     path = Path(path)
-    source = _read_model(path / "best.keras" if path.is_dir() else path)
+    source = _read_ours(path / "best.keras" if path.is_dir() else path)
     logits = model.output["logits"]
     classes = (source.output["logits"].shape[-1], logits.shape[-1])
     theirs = {layer.name: layer.weights for layer in source.layers}
@@ -168,14 +190,8 @@ def _pairs(before: keras.Variable, after: keras.Variable) -> Iterator[tuple[int,
     return zip(before.shape, after.shape, strict=True)
 
 
-def _read_model(path: Path) -> keras.Model:
-    if not path.is_file():
-        raise UserError(f"no file {path}; weights are a .keras file or a run folder of kseg")
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
-        reason = _first_line(error)
-        raise UserError(f"{path}: cannot be read as a .keras model ({reason})") from error
+def _read_ours(path: Path) -> keras.Model:
+    model = read_model(path)
     output = getattr(model, "output", None)
     if not isinstance(output, dict) or "logits" not in output:
         raise UserError(f"{path}: not a model of kseg (it has no output named logits)")

@@ -14,8 +14,7 @@ from PIL import Image
 
 from kseg.data import doctor, pipeline
 from kseg.data.adapters.folder import Folder
-from kseg.data.adapters.tfds import voc_palette
-from kseg.data.dataset import UNKNOWN_ID, open_dataset
+from kseg.data.dataset import UNKNOWN_ID, open_dataset, voc_palette
 from kseg.errors import UserError
 from kseg.registry import DATASETS
 

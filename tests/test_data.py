@@ -279,6 +279,21 @@ def test_each_sample_comes_once_an_epoch(count: int):
     assert count < 7 or epochs[0] != epochs[1]
 
 
+def test_masks_alone_are_those_beside_the_images(folder: Path):
+    for dataset in (open_dataset(f"folder:{folder}"), Ramps()):
+        both = [mask for _, mask in pipeline.read_samples(dataset, "train")]
+        alone = list(pipeline.read_masks(dataset, "train"))
+        assert len(alone) == len(both) > 0
+        for one, other in zip(alone, both, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_mask_with_an_unknown_id_is_named_when_read_alone(folder: Path):
+    Image.fromarray(np.full((43, 66), 7, np.uint8)).save(folder / "train" / "masks" / "3.png")
+    with pytest.raises(UserError, match=r"masks/3\.png"):
+        list(pipeline.read_masks(open_dataset(f"folder:{folder}"), "train"))
+
+
 def test_evaluation_keeps_order_and_sizes(folder: Path):
     dataset = open_dataset(f"folder:{folder}")
     samples = list(pipeline.evaluation_samples(dataset, "val").as_numpy_iterator())

@@ -89,9 +89,9 @@ def test_metrics_of_steps_that_will_come_again_are_forgotten(tmp_path):
     path = tmp_path / "metrics.csv"
     table = MetricsFile(path, until=0)
     for step in (5, 10, 15):
-        table.add(step=step, loss=1 / step)
+        table.add({"step": step, "loss": 1 / step})
     table = MetricsFile(path, until=10)
-    table.add(step=15, loss=0.5)
+    table.add({"step": 15, "loss": 0.5})
     assert path.read_text().splitlines()[1:] == ["5,0.2,,,,", "10,0.1,,,,", "15,0.5,,,,"]
 
 

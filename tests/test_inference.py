@@ -18,10 +18,11 @@ import kseg
 from kseg import card as cards
 from kseg import models, resize
 from kseg.config import TrainConfig
+from kseg.data.dataset import voc_palette
 from kseg.errors import Failure, UserError
 from kseg.export import tflite as tflite_target
 from kseg.export.saved_model import write as write_saved_model
-from kseg.inference import Predictor, feed, generic_palette, load, read_image
+from kseg.inference import Predictor, feed, load, read_image
 from kseg.runs import Run
 
 
@@ -294,8 +295,22 @@ def test_feed_rounds():
     np.testing.assert_array_equal(feed(image, (1, 4))[0, :, 0], [0, 1, 2, 3])
 
 
-def test_generic_palette_has_no_colour_twice():
-    assert len(set(generic_palette(255))) == 255
+def test_a_16_bit_picture_is_read_by_its_high_bytes(tmp_path):
+    ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    read = read_image(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read[..., 0], np.arange(256).reshape(16, 16))
+
+
+def test_a_picture_too_large_to_be_meant_is_named(tmp_path, monkeypatch):
+    Image.new("RGB", (64, 64)).save(tmp_path / "big.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match="big.png"):
+        read_image(tmp_path / "big.png")
+
+
+def test_palette_for_files_without_one_has_no_colour_twice():
+    assert len(set(voc_palette(255))) == 255
 
 
 def test_tflite_needs_no_tensorflow(files, tmp_path):

@@ -98,6 +98,8 @@ def test_config_json_holds_the_resolved_configuration(run_folder):
     assert config["size"] == config["eval_size"] == [96, 128]
     assert Path(config["data"].partition(":")[2]).is_absolute()
     assert {"kseg", "keras", "tensorflow"} <= record["versions"].keys()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert record["commit"] == head.stdout.strip()
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(street, run_folder, tmp_path, capsys):

@@ -35,7 +35,7 @@ def same(a, b, name):
 
 def test_copy_weights_to_another_size():
     source, target = shuffled(tiny(aux=True)), tiny(size=64)
-    assert copy_weights(source, target) == []
+    copy_weights(source, target)
     assert all(same(source, target, name) for name in ("body", "body_bn", "score", "up"))
 
 
@@ -49,19 +49,14 @@ def test_copy_weights_names_the_first_misfit_and_changes_nothing():
         copy_weights(tiny(), tiny(aux=True))
 
 
-def test_copy_weights_skips_what_it_may():
-    source, target = shuffled(tiny(5)), tiny(3)
-    assert copy_weights(source, target, skip_mismatched=["score", "up"]) == ["score", "up"]
-    assert same(source, target, "body") and not same(source, tiny(3), "body")
-
-
 def test_copy_weights_is_of_the_same_class_not_of_auto_names():
     def two_heads():
         x = keras.Input((4, 8), name="x")
         return keras.Model(x, layers.MultiHeadAttention(2, 4, name="attention")(x, x))
 
     source, target = shuffled(two_heads()), two_heads()
-    assert copy_weights(source, target) == [] and same(source, target, "attention")
+    copy_weights(source, target)
+    assert same(source, target, "attention")
 
 
 def test_initialise_from_file_and_run(tmp_path):
@@ -100,7 +95,7 @@ def test_initialise_from_what_is_no_model(tmp_path):
     with pytest.raises(UserError, match="no file .*best.keras"):
         initialise_from(tiny(), tmp_path)
     (tmp_path / "bad.keras").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(UserError, match="bad.keras: cannot be read as a .keras model"):
+    with pytest.raises(UserError, match="bad.keras cannot be opened: it is no .keras file"):
         initialise_from(tiny(), tmp_path / "bad.keras")
     image = keras.Input((8, 8, 3))
     keras.Model(image, layers.Conv2D(2, 1)(image)).save(tmp_path / "other.keras")
@@ -108,17 +103,15 @@ def test_initialise_from_what_is_no_model(tmp_path):
         initialise_from(tiny(), tmp_path / "other.keras")
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_initialise_from_a_damaged_file(tmp_path, damage):
+def test_initialise_from_a_damaged_file(tmp_path):
     path = tmp_path / "m.keras"
     tiny().save(path)
-    data = bytearray(path.read_bytes())
-    if damage == "cut":
-        data = data[: len(data) // 2]
-    else:
-        data[200:230] = bytes(30)
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="m.keras: cannot be read as a .keras model"):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="m.keras cannot be opened: .* cut short"):
+        initialise_from(tiny(), path)
+    path.write_bytes(whole[:200] + bytes(30) + whole[230:])
+    with pytest.raises(UserError, match="m.keras cannot be opened: .* The file is damaged"):
         initialise_from(tiny(), path)
 
 
@@ -126,7 +119,7 @@ def test_initialise_from_refuses_code(tmp_path):
     image = keras.Input((8, 8, 3))
     output = {"logits": layers.Lambda(lambda x: x * 2)(image)}
     keras.Model(image, output).save(tmp_path / "unsafe.keras")
-    with pytest.raises(UserError, match="unsafe.keras: cannot be read"):
+    with pytest.raises(UserError, match="unsafe.keras holds Python code"):
         initialise_from(tiny(), tmp_path / "unsafe.keras")
 
 

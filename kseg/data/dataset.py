@@ -219,6 +219,19 @@ def _check_partners(
         )
 
 
+def voc_palette(count: int) -> tuple[Colour, ...]:
+    """Return colours that tell neighbouring ids apart, as PASCAL VOC makes them.
+
+    Source: VOC development kit, `VOClabelcolormap.m`: the bits of the id, three by three, become
+    the high bits of red, green and blue.
+    """
+    bits = [[(id_ >> bit) & 1 for bit in range(9)] for id_ in range(count)]
+    return tuple(
+        tuple(sum(one[3 * k + channel] << (7 - k) for k in range(3)) for channel in range(3))
+        for one in bits
+    )
+
+
 def listing(items: Iterable[str], *, shown: int = 3) -> str:
     """Return the first few items as text and how many more there are."""
     items = list(items)

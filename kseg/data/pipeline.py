@@ -121,6 +121,30 @@ def read_samples(
         raise name_the_file(error, dataset=dataset, split=split) or error from error
 
 
+def read_masks(dataset: Dataset, split: str) -> Iterator[np.ndarray]:
+    """Give the masks of a split, uint8 (h, w); of files, the images beside them stay unread.
+
+    Args:
+        dataset: where masks come from.
+        split: which of its splits.
+
+    Raises:
+        UserError: naming the file, if one is damaged or holds an unknown id.
+    """
+    if not isinstance(dataset, FileDataset):
+        yield from (mask for _, mask in read_samples(dataset, split))
+        return
+    table = dataset.lookup()
+    for pair in dataset.pairs(split):
+        doctor.check_headers(pair)
+        raw = doctor.decode(pair.mask)
+        mask = table[raw]
+        if (mask == UNKNOWN_ID).any():
+            found, known = np.unique(raw).tolist(), doctor.known_ids(dataset)
+            raise doctor.unknown_ids(found, where=str(pair.mask), known=known)
+        yield mask
+
+
 def shuffled(number: tf.Tensor, *, count: int, seed: int) -> tf.Tensor:
     """Return which of `count` files is sample `number`: each once in an epoch, in a new order."""
     epoch, position = number // count, number % count

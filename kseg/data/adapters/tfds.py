@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kseg.data.dataset import IGNORE_LABEL, ArrayDataset, Colour
+from kseg.data.dataset import IGNORE_LABEL, ArrayDataset, voc_palette
 from kseg.errors import UserError
 from kseg.registry import DATASETS
 
@@ -149,18 +149,6 @@ class _Part(Sequence):
 
     def __getitem__(self, index: int) -> Any:  # noqa: ANN401
         return self._records[self._first + index]
-
-
-def voc_palette(count: int) -> tuple[Colour, ...]:
-    """Return the colours of PASCAL VOC: the bits of the id, dealt out to r, g and b in turn."""
-    return tuple(_voc_colour(id_) for id_ in range(count))
-
-
-def _voc_colour(id_: int) -> Colour:
-    channels = [0, 0, 0]
-    for bit in range(8):
-        channels[bit % 3] |= (id_ >> bit & 1) << 7 - bit // 3
-    return channels[0], channels[1], channels[2]
 
 
 def _builder(path: str) -> Any:  # noqa: ANN401
