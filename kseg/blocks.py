@@ -11,6 +11,7 @@ import numpy as np
 from keras import layers
 
 from kseg.errors import UserError
+from kseg.upsampling import resize_to
 
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
@@ -154,55 +155,6 @@ def separable_conv(
         x, kernel=kernel, strides=strides, dilation=dilation, name=f"{name}_depthwise"
     )
     return conv_bn_relu(x, filters, kernel=1, name=f"{name}_pointwise")
-
-
-def resize_to(
-    x: keras.KerasTensor, target: keras.KerasTensor | tuple[int, int], *, name: str
-) -> keras.KerasTensor:
-    """Resize bilinearly with half-pixel centres, in float32 whatever the policy.
-
-    Args:
-        x: (B, h, w, C).
-        target: (height, width), or a map (B, H, W, any) whose size is wanted.
-        name: of the layer.
-
-    Returns:
-        (B, H, W, C) float32; `x` itself where it has that size.
-    """
-    height, width = target if isinstance(target, tuple) else target.shape[1:3]
-    rows, columns = x.shape[1:3]
-    if (rows, columns) == (height, width):
-        return x
-    if height % rows == 0 and width % columns == 0:
-        factors = (height // rows, width // columns)
-        return layers.UpSampling2D(factors, interpolation="bilinear", dtype="float32", name=name)(x)
-    return BilinearResize(height, width, dtype="float32", name=name)(x)
-
-
-@keras.saving.register_keras_serializable("kseg")
-class BilinearResize(layers.Layer):
-    """Resize to a fixed size, bilinearly with half-pixel centres and without antialiasing.
-
-    `keras.layers.Resizing` is not for the inside of a model: its `call` takes training=True by
-    default, and Keras 3.15 hands that on to every batch normalisation behind it.
-    """
-
-    def __init__(self, height: int, width: int, **kwargs: Any) -> None:  # noqa: ANN401
-        """Take the size wanted; `kwargs` are those of `keras.layers.Layer`."""
-        super().__init__(**kwargs)
-        self.height = height
-        self.width = width
-
-    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        """Return `x` (B, h, w, C) as (B, height, width, C)."""
-        size = (self.height, self.width)
-        return keras.ops.image.resize(
-            x, size, interpolation="bilinear", data_format="channels_last"
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what `__init__` took."""
-        return super().get_config() | {"height": self.height, "width": self.width}
 
 
 def pool_to(x: keras.KerasTensor, bins: int, *, name: str) -> keras.KerasTensor:
