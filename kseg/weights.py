@@ -117,19 +117,27 @@ def initialise_from(model: keras.Model, path: str | Path) -> list[str]:
     return list(found)
 
 
+def of_backbone(layer: keras.Layer) -> bool:
+    """Tell whether a layer of a freshly built model belongs to its backbone.
+
+    Copies and loaded models have lost the mark.
+    """
+    return getattr(layer, "of_backbone", False)
+
+
 def load_backbone_weights(
     image: KerasTensor,
-    output: KerasTensor,
+    output: KerasTensor | list[KerasTensor],
     weights: str | Path | None,
     *,
     published: Published | None,
     form: str,
 ) -> None:
-    """Fill a backbone with ImageNet weights of keras.applications.
+    """Mark the layers of a backbone, and fill them with ImageNet weights of keras.applications.
 
     Args:
         image: what the backbone was built on.
-        output: its last map.
+        output: its last map, or its last maps.
         weights: None (leaves it as it is), "imagenet" (downloads once, as keras.applications
             does), or the path of such a file.
         published: whose weights these are; None where keras.applications has none.
@@ -138,6 +146,8 @@ def load_backbone_weights(
     Raises:
         UserError: if there are no such weights, or they cannot be had or read.
     """
+    for layer in keras.Model(image, output).layers:
+        layer.of_backbone = True
     if weights is None:
         return
     if published is None:

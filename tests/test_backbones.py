@@ -8,28 +8,49 @@ from keras.src.legacy.saving import legacy_h5_format
 
 from kseg.errors import UserError
 from kseg.registry import BACKBONES
-from kseg.weights import copy_weights
+from kseg.weights import copy_weights, of_backbone
 
-# Trainable parameters and the width of each stage (architectures.md 0.3; the basic ResNets are
-# torchvision's counts less their 513,000 classifier parameters).
+# Trainable parameters and the width of each stage (architectures.md 0.3; the basic ResNets and
+# DenseNet-161 are torchvision's counts less their classifiers of 513,000 and 2,209,000).
 FACTS = {
     "vgg16": (14_714_688, (64, 128, 256, 512, 512)),
     "resnet18": (11_176_512, (64, 64, 128, 256, 512)),
     "resnet34": (21_284_672, (64, 64, 128, 256, 512)),
     "resnet50": (23_508_032, (64, 256, 512, 1024, 2048)),
     "resnet101": (42_500_160, (64, 256, 512, 1024, 2048)),
+    "resnet152": (58_143_808, (64, 256, 512, 1024, 2048)),
     "mobilenetv2": (2_223_872, (16, 24, 32, 96, 1280)),
     "mobilenetv3_large": (2_971_952, (16, 24, 40, 112, 960)),
     "mobilenetv3_small": (927_008, (16, 16, 24, 48, 576)),
+    "xception41": (24_920_560, (128, 256, 728, 1024, 2048)),
+    "xception65": (37_867_312, (128, 256, 728, 1024, 2048)),
+    "densenet121": (6_953_856, (64, 256, 512, 1024, 1024)),
+    "densenet161": (26_472_000, (96, 384, 768, 2112, 2208)),
+    "densenet169": (12_484_480, (64, 256, 512, 1280, 1664)),
+    "densenet201": (18_092_928, (64, 256, 512, 1792, 1920)),
+    "hrnet_w18_small": (3_860_720, (64, 18, 36, 72, 144)),
+    "hrnet_w18": (9_562_260, (64, 18, 36, 72, 144)),
+    "hrnet_w32": (29_305_536, (64, 32, 64, 128, 256)),
+    "hrnet_w48": (65_325_120, (64, 48, 96, 192, 384)),
+    "resnet38": (105_070_912, (128, 256, 512, 1024, 4096)),
 }
-# ResNet-101 and -34 are ResNet-50 and -18 with more blocks; running those shows nothing new.
-RUN = [name for name in FACTS if name not in ("resnet101", "resnet34")]
+# These are other members with more blocks; running them shows nothing new.
+DEEPER = {"resnet34", "resnet101", "resnet152", "xception65"}
+DEEPER |= {"densenet161", "densenet169", "densenet201", "hrnet_w18", "hrnet_w32", "hrnet_w48"}
+RUN = [name for name in FACTS if name not in DEEPER]
+DILATED = [name for name in RUN if "output_stride" not in BACKBONES.entry(name).limits]
+UNDILATED = [name for name in BACKBONES if "output_stride" in BACKBONES.entry(name).limits]
+# Up to 10 s each; models on the largest of each family are counted in test_context.py.
+SLOW = DEEPER - {"resnet34", "resnet101", "resnet152"} | {"resnet38"}
+# Options that make running a wide network cheap, and change nothing else.
+NARROW = {"resnet38": {"base_channels": 8}}
 ORIGINALS = {
     "vgg16": ("VGG16", "vgg16"),
     "resnet50": ("ResNet50", "resnet"),
     "mobilenetv2": ("MobileNetV2", "mobilenet_v2"),
     "mobilenetv3_large": ("MobileNetV3Large", "mobilenet_v3"),
     "mobilenetv3_small": ("MobileNetV3Small", "mobilenet_v3"),
+    "densenet121": ("DenseNet121", "densenet"),
 }
 
 
@@ -71,7 +92,9 @@ def relative_error(got, expected):
     return np.abs(got - expected).max() / np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", FACTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FACTS]
+)
 def test_counts_and_strides(name):
     parameters, widths = FACTS[name]
     model, features = build(name)
@@ -81,6 +104,31 @@ def test_counts_and_strides(name):
     for stride, feature in features.items():
         assert feature.shape[1:3] == (64 // stride, 96 // stride)
     assert all(layer.name and not isinstance(layer, keras.Model) for layer in model.layers)
+    assert all(of_backbone(layer) for layer in model.layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("resnet50", 23_631_808), ("resnet101", 42_623_936), ("resnet152", 58_267_584)],
+)
+def test_count_with_a_deep_stem(name, parameters):
+    # architectures.md 0.3: stem of 64, 64, 128 channels.
+    model, features = build(name, deep_stem=True)
+    assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == parameters
+    assert features.stages[0].shape[-1] == 128
+
+
+def test_rates_of_units_replace_those_of_the_output_stride():
+    rates = {16: (2, 5), 32: (1, 2, 4)}
+    model, features = build("resnet50", output_stride=8, form="torch", rates=rates)
+    found = [layer.dilation_rate[0] for layer in model.layers if layer.name.endswith("_2_conv")]
+    assert found == [1] * 7 + [2, 5, 2, 5, 2, 5] + [1, 2, 4]
+    assert list(features) == [2, 4, 8]
+
+
+def test_a_unit_that_strides_takes_no_rate():
+    with pytest.raises(UserError, match="first unit at stride 32 strides"):
+        build("resnet50", rates={32: (2,)})
 
 
 def test_every_backbone_is_tested():
@@ -94,22 +142,37 @@ def test_vgg_features_are_convolutions_and_its_stages_pools():
 
 
 @pytest.mark.parametrize("form", ["keras", "torch"])
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", DILATED)
 def test_dilation_is_exact(name, form):
     """A dilated map holds the strided one at every 2nd (4th) pixel, borders included."""
-    plain, _ = build(name, form=form)
+    narrow = NARROW.get(name, {})
+    plain, _ = build(name, form=form, **narrow)
     randomise(plain)
     if name.startswith("mobilenetv3"):
         # The mean of a gate runs over more pixels when dilated: only equal gates can agree.
         close_gates(plain)
     expected = run(plain, images())
     for output_stride in (16, 8):
-        dilated, features = build(name, form=form, output_stride=output_stride)
+        dilated, features = build(name, form=form, output_stride=output_stride, **narrow)
         copy_weights(plain, dilated)
         assert max(features) == output_stride
         for got, wanted in zip(run(dilated, images()), expected, strict=True):
             every = got.shape[1] // wanted.shape[1]
             assert relative_error(got[:, ::every, ::every], wanted) < 1e-4
+
+
+@pytest.mark.parametrize("name", UNDILATED)
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_what_cannot_dilate_says_so(name, output_stride):
+    with pytest.raises(UserError, match=f"must be 32, not {output_stride}"):
+        build(name, output_stride=output_stride)
+
+
+def test_a_transition_need_not_average():
+    _, features = build("densenet121", output_stride=8, transition_pooling=False)
+    model = keras.Model(features.stages[0], features.stages[-1])
+    pools = [layer.name for layer in model.layers if layer.name.endswith("pool")]
+    assert pools == ["pool2_pool"]
 
 
 def close_gates(model):
@@ -121,12 +184,15 @@ def close_gates(model):
 
 @pytest.mark.parametrize("name", RUN)
 def test_forms_share_weights_and_differ(name):
-    """Both forms take the same variables by name; the image is normalised differently."""
-    ours, _ = build(name, form="keras")
-    theirs, _ = build(name, form="torch")
+    """Both forms take the same variables by name; torch's image is torchvision's."""
+    ours, _ = build(name, form="keras", **NARROW.get(name, {}))
+    theirs, _ = build(name, form="torch", **NARROW.get(name, {}))
     copy_weights(ours, theirs)
-    rescale = ours.get_layer("rescale"), theirs.get_layer("rescale")
-    assert rescale[0].get_config()["offset"] != rescale[1].get_config()["offset"]
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    offset = theirs.get_layer("rescale").get_config()["offset"]
+    np.testing.assert_allclose(offset, -mean / deviation)
+    configs = [[layer.get_config() for layer in model.layers] for model in (ours, theirs)]
+    assert configs[0] != configs[1]
 
 
 def write_legacy(model, path):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from keras import KerasTensor, layers
 
-from kseg.backbones.features import Features, Form, check_options, enter, stay
-from kseg.backbones.layers import CAFFE, TORCH, conv, max_pool, normalise
+from kseg.backbones.features import Features, Form, Step, check_options, enter, stay
+from kseg.backbones.layers import CAFFE, TORCH, max_pool, normalise
 from kseg.registry import BACKBONES
 from kseg.weights import APPLICATIONS_URL, Published, load_backbone_weights
 
@@ -27,6 +27,8 @@ def VGG16(
     output_stride: int = 32,
     weights: str | Path | None = None,
     form: Form = "keras",
+    border: int = 0,
+    wide_pools: bool = False,
 ) -> Features:
     """Build the convolutions of VGG16 (configuration D) on an image.
 
@@ -36,6 +38,9 @@ def VGG16(
             stride, and what follows is dilated.
         weights: None, "imagenet", or a `vgg16_..._notop.h5` of keras.applications.
         form: "torch" normalises the image as torchvision does; the layers are the same.
+        border: rows and columns of zeros that the first convolution sees on each side of the
+            normalised image; 0 is the usual one. Maps of odd size then round up.
+        wide_pools: take the maxima over 3 x 3 pixels, centred and never dilated, as DeepLab does.
 
     Returns:
         Features. `features[stride]` is the last map before the maximum (128, 256, 512, 512 wide;
@@ -49,18 +54,34 @@ def VGG16(
     """
     check_options(output_stride, form)
     x = normalise(image, CAFFE if form == "keras" else TORCH)
+    if border:
+        # The convolution adds one of them by itself.
+        x = layers.ZeroPadding2D(border - 1, name="border")(x)
     maps, pools = {}, []
     for index, (filters, depth) in enumerate(_BLOCKS):
         stride = 2**index
         for number in range(1, depth + 1):
             name = f"block{index + 1}_conv{number}"
-            step = stay(stride, output_stride)
-            x = conv(x, filters, 3, step=step, form=form, use_bias=True, name=name)
+            x = layers.Conv2D(
+                filters,
+                3,
+                padding="same",
+                dilation_rate=stay(stride, output_stride).rate,
+                # Keras' default halves the power of every map, and nothing here normalises them.
+                kernel_initializer="he_normal",
+                name=name,
+            )(x)
             x = layers.ReLU(name=f"{name}_relu")(x)
         maps[stride] = x
-        x = max_pool(x, step=enter(2 * stride, output_stride), name=f"block{index + 1}_pool")
+        pool = _wide_pool if wide_pools else max_pool
+        x = pool(x, step=enter(2 * stride, output_stride), name=f"block{index + 1}_pool")
         pools.append(x)
     del maps[1]
     features = Features(maps | {32: x}, tuple(pools), output_stride=output_stride)
     load_backbone_weights(image, x, weights, published=_PUBLISHED, form=form)
     return features
+
+
+def _wide_pool(x: KerasTensor, *, step: Step, name: str) -> KerasTensor:
+    x = layers.ZeroPadding2D(1, name=f"{name}_pad")(x)
+    return layers.MaxPooling2D(3, strides=step.strides, name=name)(x)

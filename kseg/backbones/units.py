@@ -1,0 +1,58 @@
+"""What only the ResNets of bottlenecks can be asked for: dilation unit by unit, a deep stem."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+
+from kseg.backbones.features import Features
+from kseg.errors import UserError
+from kseg.registry import BACKBONES
+
+_WORDS = {"rates": "dilation rates for single units", "deep_stem": "deep stem"}
+
+
+def configured(
+    backbone: str,
+    *,
+    rates: Mapping[int, tuple[int, ...]],
+    insist: bool = False,
+    deep_stem: bool = False,
+) -> Callable[..., Features]:
+    """Return the builder of a backbone, told the dilation rates of its units and its stem.
+
+    Args:
+        backbone: registry name.
+        rates: as `ResNet50` takes them; a backbone without such units keeps its own dilation.
+        insist: the user asked for these rates, rather than the architecture by default: they
+            must not be dropped.
+        deep_stem: as `ResNet50` takes it.
+
+    Returns:
+        What `BACKBONES[backbone]` is, to be called with the image and the other options.
+
+    Raises:
+        UserError: where the backbone cannot do what was asked for, naming those that can.
+    """
+    if not (insist or _takes(backbone, "rates")):
+        rates = {}
+    options = {name: value for name, value in (("rates", rates), ("deep_stem", deep_stem)) if value}
+    for option in options:
+        if not _takes(backbone, option):
+            able = ", ".join(name for name in BACKBONES if _takes(name, option))
+            raise UserError(f"backbone {backbone} has no {_WORDS[option]}; these have: {able}")
+    return functools.partial(BACKBONES[backbone], **options)
+
+
+def even_rates(output_stride: int) -> dict[int, tuple[int, ...]]:
+    """Return the rates that dilate all units of a stage alike, as in Caffe's networks.
+
+    `output_stride` alone leaves the first unit of a stage at the rate of what came before
+    (`features.enter`).
+    """
+    return {stride: (stride // output_stride,) for stride in (16, 32) if stride > output_stride}
+
+
+def _takes(backbone: str, option: str) -> bool:
+    return option in inspect.signature(BACKBONES[backbone]).parameters
