@@ -76,6 +76,12 @@ class TrainConfig:
     """Arithmetic of the layers; files are always float32."""
     jit: Switch = False
     """Compile the step with XLA; on CPUs this is several times slower."""
+    frozen_bn: Switch = False
+    """Keep the backbone's batch normalisation as its weights bring it."""
+    sync_bn: Switch = False
+    """Normalise by the batch of all devices, not by each device's share of it."""
+    head_rate: float = 1.0
+    """Learning rate outside the backbone, as a multiple of --learning-rate; DeepLab's is 10."""
     seed: int = 0
     """Of weights, order and augmentation; equal seeds give equal runs."""
     eval_every: Count = None
@@ -125,6 +131,8 @@ class EvalConfig:
     """Size fed to the model, pixels. Default: the model's own."""
     limit: Count = None
     """Use only the first N images."""
+    crf: Switch = False
+    """Refine the labels by the dense CRF of DeepLab, at the image's own size."""
     last: Switch = False
     """Take last.keras of the run instead of best.keras."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -143,6 +151,8 @@ class PredictConfig:
     """Where the results go; sub-folders are kept."""
     eval_size: Size = None
     """Size fed to the model, pixels. Default: the model's own."""
+    crf: Switch = False
+    """Refine the labels by the dense CRF of DeepLab, at the image's own size."""
     last: Switch = False
     """Take last.keras of the run instead of best.keras."""
 
@@ -184,6 +194,8 @@ class ModelsConfig:
 
     name: Name = None
     """Show this one's signature and docstring."""
+    json: Switch = False
+    """Print all that is known of each as one JSON list."""
 
 
 @dataclass(frozen=True)

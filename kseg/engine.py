@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg.fused import with_fused_batch_norm
+from kseg.fused import with_fused_batch_norm, with_synchronized_batch_norm
 from kseg.losses.cross_entropy import valid_pixels
 
 
@@ -35,6 +35,7 @@ class Engine:
         losses: Mapping[str, tuple[keras.losses.Loss, float]],
         ema: float = 0.0,
         jit: bool = False,
+        sync_bn: bool = False,
         strategy: tf.distribute.Strategy | None = None,
     ) -> None:
         """Make the state of a training; build it inside the strategy's scope.
@@ -46,9 +47,12 @@ class Engine:
                 a pixel (B, H, W), 0 where ignored, or a value an image (B,).
             ema: decay of the averaged weights; 0 for none.
             jit: compile with XLA.
+            sync_bn: normalise by the batch of all replicas; without it each has its own statistics,
+                and those of the first are kept.
             strategy: where the replicas live; the default strategy if None.
         """
-        self.model = with_fused_batch_norm(model)
+        copied = with_synchronized_batch_norm if sync_bn else with_fused_batch_norm
+        self.model = copied(model)
         self.optimizer = optimizer
         self.finished = 0
         self._losses = dict(losses)

@@ -8,6 +8,8 @@ names and weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -23,7 +25,23 @@ def with_fused_batch_norm(model: keras.Model) -> keras.Model:
         Layers that the kernel cannot do (another axis, no scale or offset, synchronised over
         replicas, not trained) are as they were.
     """
-    copy = keras.models.clone_model(model, clone_function=_fused)
+    return _copy(model, _fused)
+
+
+def with_synchronized_batch_norm(model: keras.Model) -> keras.Model:
+    """Return a copy of a functional model that normalises by the batch of all replicas.
+
+    Args:
+        model: any functional model; it is not changed.
+
+    Returns:
+        A model of the same layer names, with its own variables of the same paths and values.
+    """
+    return _copy(model, _synchronized)
+
+
+def _copy(model: keras.Model, clone: Callable[[keras.Layer], keras.Layer]) -> keras.Model:
+    copy = keras.models.clone_model(model, clone_function=clone)
     copy.set_weights(model.get_weights())
     return copy
 
@@ -61,6 +79,13 @@ def _fused(layer: keras.Layer) -> keras.Layer:
     plain = type(layer) is keras.layers.BatchNormalization
     if plain and layer.trainable and _fits(layer):
         return FusedBatchNormalization.from_config(config)
+    return type(layer).from_config(config)
+
+
+def _synchronized(layer: keras.Layer) -> keras.Layer:
+    config = layer.get_config()
+    if type(layer) is keras.layers.BatchNormalization:
+        config |= {"synchronized": True}
     return type(layer).from_config(config)
 
 

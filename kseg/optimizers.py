@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import keras
 from keras import ops
 
@@ -71,11 +73,12 @@ def constant(peak: float, *, steps: int, warmup: int) -> WarmUp:
     return WarmUp(peak, warmup)
 
 
-def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
+def make_optimizer(config: TrainConfig, *, heads: Collection[str]) -> keras.optimizers.Optimizer:
     """Return the optimiser of a training.
 
     Args:
         config: a resolved configuration.
+        heads: paths of the variables that `config.head_rate` holds for.
 
     Returns:
         The optimiser with its schedule; weight decay leaves out biases and BN, and under
@@ -86,9 +89,28 @@ def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
     optimizer = _OPTIMIZERS[config.optimizer](rate, config.weight_decay or None)
     if config.weight_decay:
         optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
+    if config.head_rate != 1.0:
+        _multiply_rate(optimizer, config.head_rate, frozenset(heads))
     if config.precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
+
+
+def _multiply_rate(
+    optimizer: keras.optimizers.Optimizer, factor: float, paths: frozenset[str]
+) -> None:
+    """Let the optimiser update the variables of `paths` with `factor` times its rate."""
+    update = optimizer.update_step
+
+    def update_step(
+        gradient: keras.KerasTensor, variable: keras.Variable, learning_rate: keras.KerasTensor
+    ) -> None:
+        # What comes in is TensorFlow's variable; Keras' own optimisers find theirs like this too.
+        known = optimizer._trainable_variables[optimizer._get_variable_index(variable)]
+        update(gradient, variable, learning_rate * (factor if known.path in paths else 1.0))
+
+    # Keras has no groups of parameters; this is the one place where it hands the rate on.
+    optimizer.update_step = update_step
 
 
 def _sgd(rate: WarmUp, decay: float | None) -> keras.optimizers.Optimizer:

@@ -36,6 +36,11 @@ class Entry:
     aux: Mapping[str, tuple[Any, float]] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
 
+    def losses(self, main: T, outputs: Iterable[str]) -> dict[str, tuple[T, float]]:
+        """Return loss and weight of each output of a model, `main` for "logits"."""
+        extra = {name: self.aux[name] for name in outputs if name != "logits"}
+        return {"logits": (main, 1.0)} | {n: (loss or main, w) for n, (loss, w) in extra.items()}
+
 
 class Registry:
     """A mapping from names to things that fills itself by importing one package on first use."""

@@ -62,6 +62,7 @@ def _check_ranges(config: TrainConfig) -> None:
     checks = {
         "--batch-size must be at least 1": config.batch_size >= 1,
         "--learning-rate must be above 0": config.learning_rate > 0,
+        "--head-rate must be above 0": config.head_rate > 0,
         "--ema must lie in 0..1, below 1": 0 <= config.ema < 1,
         "--weight-decay must not be negative": config.weight_decay >= 0,
         "--scale takes MIN MAX, 0 < MIN <= MAX": 0 < low <= high,

@@ -34,7 +34,7 @@ from kseg.runs import MetricsFile, Run
 from kseg.runtimes import run_keras
 from kseg.summaries import summarise, summarise_pictures, write_preview
 from kseg.version import VERSION
-from kseg.weights import initialise_from
+from kseg.weights import initialise_from, of_backbone
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +56,18 @@ class Interrupted(Exception):
     """Ctrl-C: the state has been saved, and the run can be resumed."""
 
 
-def train(config: TrainConfig, *, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Trained:
+def train(
+    config: TrainConfig,
+    *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    strategy: tf.distribute.Strategy | None = None,
+) -> Trained:
     """Train a model, or continue a training where its last checkpoint stands.
 
     Args:
         config: what to train; fields left None are filled in from the data.
         callbacks: Keras callbacks; an epoch, to them, ends with each validation.
+        strategy: how devices share each batch. Default: all GPUs of this machine, if several.
 
     Returns:
         The run folder, and the evaluation of its best model.
@@ -77,7 +83,8 @@ def train(config: TrainConfig, *, callbacks: Sequence[keras.callbacks.Callback] 
         return Trained(run, None)
     dataset = open_dataset(config.data)
     keras.utils.set_random_seed(config.seed)
-    training = _Training(run, config, dataset, fresh=not done)
+    strategy = strategy or _all_devices()
+    training = _Training(run, config, dataset, strategy, fresh=not done)
     checkpoint.check_space(run.folder, training.engine.shapes())
     if Run.is_run(run.folder):
         clear_leftovers(run.folder)
@@ -132,21 +139,22 @@ def _begin(config: TrainConfig) -> tuple[Run, TrainConfig]:
 class _Training:
     """The parts of one training and the loop over them."""
 
-    def __init__(self, run: Run, config: TrainConfig, dataset: Dataset, *, fresh: bool) -> None:
+    def __init__(
+        self,
+        run: Run,
+        config: TrainConfig,
+        dataset: Dataset,
+        strategy: tf.distribute.Strategy,
+        *,
+        fresh: bool,
+    ) -> None:
         self.run = run
         self.config = config
         self.dataset = dataset
-        with dtype_policy(config.precision):
-            model = build_model(config, dataset, config.size, pretrained=fresh)
-        if fresh:
-            _initialise(model, config)
-        self.engine = Engine(
-            model,
-            optimizer=make_optimizer(config),
-            losses=_losses(config, model, dataset),
-            ema=config.ema,
-            jit=config.jit,
-        )
+        self.strategy = strategy
+        _check_shares(config, strategy)
+        with strategy.scope():
+            self.engine = _engine(config, dataset, strategy, fresh=fresh)
         with dtype_policy("float32"):
             self.served = models.inference_model(build_model(config, dataset, config.eval_size))
         self.card = _card(config, dataset)
@@ -177,7 +185,7 @@ class _Training:
         writer = tf.summary.create_file_writer(str(self.run.tensorboard))
         with Display(config, done=engine.finished) as display, writer.as_default():
             calls.on_epoch_begin(self._epoch())
-            for image, mask in batches:
+            for image, mask in self.strategy.experimental_distribute_dataset(batches):
                 self._step(image, mask, display, calls)
                 if engine.model.stop_training:
                     break
@@ -320,6 +328,57 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _all_devices() -> tf.distribute.Strategy:
+    several = len(tf.config.list_physical_devices("GPU")) > 1
+    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
+
+
+def _check_shares(config: TrainConfig, strategy: tf.distribute.Strategy) -> None:
+    devices = strategy.num_replicas_in_sync
+    if config.batch_size % devices:
+        raise UserError(
+            f"--batch-size {config.batch_size} cannot be shared evenly by {devices} devices; "
+            f"take a multiple of {devices}"
+        )
+
+
+def _engine(
+    config: TrainConfig, dataset: Dataset, strategy: tf.distribute.Strategy, *, fresh: bool
+) -> Engine:
+    with dtype_policy(config.precision):
+        model = build_model(config, dataset, config.size, pretrained=fresh)
+    if config.frozen_bn or config.head_rate != 1.0:
+        _check_backbone(config, model)
+    if fresh:
+        _initialise(model, config)
+    if config.frozen_bn:
+        _freeze_batch_norm(model)
+    heads = [v.path for layer in model.layers if not of_backbone(layer) for v in layer.weights]
+    return Engine(
+        model,
+        optimizer=make_optimizer(config, heads=heads),
+        losses=_losses(config, model, dataset),
+        ema=config.ema,
+        jit=config.jit,
+        sync_bn=config.sync_bn,
+        strategy=strategy,
+    )
+
+
+def _check_backbone(config: TrainConfig, model: keras.Model) -> None:
+    if not any(of_backbone(layer) for layer in model.layers):
+        raise UserError(
+            f"{config.model} has no backbone of its own, so --frozen-bn and --head-rate have "
+            "nothing to tell apart; leave them out"
+        )
+
+
+def _freeze_batch_norm(model: keras.Model) -> None:
+    for layer in model.layers:
+        if of_backbone(layer) and isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+
+
 def _initialise(model: keras.Model, config: TrainConfig) -> None:
     if config.weights == "none" or backbone_weights(config):
         return
@@ -338,9 +397,7 @@ def _losses(
         config.class_weights, dataset.classes, lambda: read_masks(dataset, "train")
     )
     main = LOSSES[config.loss](class_weights=weights)
-    aux = MODELS.entry(config.model).aux
-    extra = {name: aux[name] for name in model.output if name != "logits"}
-    return {"logits": (main, 1.0)} | {n: (loss or main, w) for n, (loss, w) in extra.items()}
+    return MODELS.entry(config.model).losses(main, model.output)
 
 
 def _augmentation(config: TrainConfig) -> Augmentation:

@@ -92,6 +92,31 @@ def test_kept_weights_are_the_averaged_ones(run_folder):
     assert np.abs(kernel - tensors["model/stem1_conv/kernel"]).max() > 0
 
 
+def test_frozen_bn_keeps_the_backbones_normalisation_and_trains_the_heads(street, tmp_path):
+    config = TrainConfig(
+        data=f"folder:{street}",
+        run=tmp_path / "run",
+        steps=2,
+        batch_size=2,
+        model="lraspp",
+        backbone="mobilenetv3_small",
+        frozen_bn=True,
+        head_rate=10.0,
+    )
+    train(config)
+    model = keras.saving.load_model(tmp_path / "run" / "last.keras")
+    norms = [one for one in model.layers if isinstance(one, keras.layers.BatchNormalization)]
+    moved = [one.name for one in norms if np.asarray(one.moving_mean).any()]
+    assert moved == ["head_bn"]
+    assert all((np.asarray(one.gamma) == 1).all() for one in norms if one.name not in moved)
+
+
+def test_frozen_bn_needs_a_backbone(street, tmp_path, capsys):
+    assert main([*train_words(street, tmp_path / "run"), "--frozen-bn"]) == 2
+    assert "swiftnet has no backbone of its own" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_config_json_holds_the_resolved_configuration(run_folder):
     record = json.loads((run_folder / "config.json").read_text())
     config = record["config"]

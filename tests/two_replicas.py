@@ -1,14 +1,22 @@
-"""Train one step on one device and on two; print the kernels of both as JSON."""
+"""Train on one device and on two; print as JSON how far the weights come to lie apart.
+
+python tests/two_replicas.py DATA FOLDER    a folder of drawn data, and where the runs go
+"""
 
 import json
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from kseg import checkpoint
+from kseg.config import TrainConfig
 from kseg.engine import Engine
 from kseg.losses.cross_entropy import CrossEntropy
+from kseg.train import train
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.normal(size=(2, 2, 2, 1)).astype("float32")
@@ -30,6 +38,21 @@ def kernel(engine):
     return engine.model.get_layer("classify").kernel.numpy().ravel().tolist()
 
 
+def trained(strategy, name):
+    """Return the weights after three steps of `kseg train` with synchronised BN."""
+    config = TrainConfig(
+        data=f"folder:{sys.argv[1]}",
+        run=Path(sys.argv[2]) / name,
+        steps=3,
+        batch_size=4,
+        sync_bn=True,
+        options=("widths=8,8,8,8", "blocks=1,1,1,1", "decoder_channels=8"),
+    )
+    train(config, strategy=strategy)
+    tensors, _ = checkpoint.load(config.run / "checkpoints", 3)
+    return {name: value for name, value in tensors.items() if name.startswith("model/")}
+
+
 def main():
     device = tf.config.list_physical_devices("CPU")[0]
     two = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -42,7 +65,9 @@ def main():
     batches = tf.data.Dataset.from_tensor_slices((IMAGE, MASK)).batch(2)
     for image, mask in strategy.experimental_distribute_dataset(batches):
         together.step(image, mask)
-    print(json.dumps([kernel(alone), kernel(together)]))
+    one, two = trained(None, "one"), trained(strategy, "two")
+    apart = max(float(np.abs(one[name] - two[name]).max()) for name in one)
+    print(json.dumps([kernel(alone), kernel(together), apart]))
 
 
 main()
