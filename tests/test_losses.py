@@ -18,6 +18,7 @@ from kseg.losses.class_weights import (
     sqrt_weights,
     weights_for,
 )
+from kseg.losses.se_loss import SELoss
 from kseg.registry import LOSSES
 
 LN2 = 0.693147  # |ln 0.5|
@@ -134,6 +135,69 @@ def test_config_round_trip_through_json():
 def test_valid_pixels():
     assert float(valid_pixels(np.array([[[0, 255], [1, 255]]]))) == 2
     assert float(valid_pixels(np.array([[[0, 255], [1, 255]]]), ignore_label=0)) == 3
+
+
+# SE-loss: one value an image, from the classes that its mask holds.
+def presence_loss(mask, logits, **options):
+    logits = np.array(logits, "float32")[:, None, None]
+    return keras.ops.convert_to_numpy(SELoss(**options)(np.array(mask), logits))
+
+
+def test_presence_by_hand():
+    # A logit of ln 3 is a probability of 3/4. Class 0 is absent, class 1 present.
+    loss = presence_loss([[[1, 1], [1, 1]]], [[math.log(3), math.log(3)]])
+    np.testing.assert_allclose(loss, [(math.log(4) + math.log(4 / 3)) / 2], rtol=1e-6)
+
+
+def test_presence_does_not_count_pixels():
+    one, many = [[0, 0], [0, 2]], [[0, 2], [2, 2]]
+    logits = [[1.0, -2.0, 0.5]] * 2
+    loss = presence_loss([one, many], logits)
+    assert loss.shape == (2,) and loss.dtype == "float32"
+    assert loss[0] == loss[1]
+
+
+def test_presence_predicted_rightly_costs_nothing():
+    assert presence_loss([[[0, 2]], [[1, 1]]], [[50, -50, 50], [-50, 50, -50]]).max() < 1e-6
+
+
+def test_ignored_pixels_make_no_class_present():
+    logits = [[3.0, -3.0]]
+    expected = presence_loss([[[0, 0]]], logits)
+    np.testing.assert_array_equal(presence_loss([[[0, 255]]], logits), expected)
+    np.testing.assert_array_equal(presence_loss([[[0, 1]]], logits, ignore_label=1), expected)
+    assert presence_loss([[[0, 1]]], logits)[0] > expected[0] + 1
+
+
+def test_presence_in_an_ignored_image_costs_nothing():
+    logits = tf.Variable([[[[3.0, -3.0]]]] * 2)
+    mask = np.array([[[255, 255]], [[0, 255]]])
+    with tf.GradientTape() as tape:
+        loss = SELoss()(mask, logits)
+    gradient = tape.gradient(loss, logits).numpy()
+    assert loss[0] == 0 and loss[1] > 0
+    assert not gradient[0].any() and gradient[1].all()
+
+
+def test_presence_has_a_finite_float16_gradient():
+    logits = tf.Variable(np.array([[[[65504, -65504, 0]]]], "float16"))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(SELoss()(np.array([[[1]]]), logits))
+    gradient = tape.gradient(loss, logits)
+    assert gradient.dtype == "float16"
+    assert np.isfinite(loss) and np.isfinite(gradient).all() and np.any(gradient)
+
+
+def test_presence_config_round_trip_through_json():
+    loss = SELoss(ignore_label=7, name="scene")
+    text = json.dumps(keras.saving.serialize_keras_object(loss))
+    again = keras.saving.deserialize_keras_object(json.loads(text))
+    assert isinstance(again, SELoss) and again.get_config() == loss.get_config()
+    assert again.ignore_label == 7
+
+
+def test_presence_is_no_loss_of_a_run():
+    assert "se" not in LOSSES
 
 
 # Class weights. Two images of four pixels: class 0 has 4 + 1, class 1 has 2, class 2 none, and

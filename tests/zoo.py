@@ -24,6 +24,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from kseg import catalogue
 from kseg.models import build, option_types, trainable_parameters
 from kseg.registry import BACKBONES, MODELS
 
@@ -45,6 +46,14 @@ def light_options(name: str) -> dict[str, object]:
     """Return the options a model is tested with: lightest backbone, narrow, all outputs."""
     wanted = {"backbone": LIGHTEST_BACKBONE, "aux": True} | NARROW
     return {option: wanted[option] for option in option_types(name) if option in wanted}
+
+
+def training_options(name: str) -> dict[str, object]:
+    """Return `light_options`, but at full width what has less than 40 million weights so."""
+    options = light_options(name)
+    if catalogue.table()[name]["parameters"] >= 40e6:
+        return options
+    return {option: value for option, value in options.items() if option not in NARROW}
 
 
 def light_model(name: str) -> keras.Model:
@@ -127,15 +136,19 @@ def sources(name: str) -> list[Path]:
     return sorted(found) + contract + [GOLDEN / f"{name}.npz"]
 
 
+# The packages whose modules shape what a model computes.
+FOLLOWED = ("kseg.blocks", "kseg.upsampling", "kseg.backbones", "kseg.losses", "kseg.models.")
+
+
 def _follow(path: Path, found: set[Path]) -> None:
-    """Add `path` and what it imports of blocks, backbones and losses, through to the end."""
+    """Add `path` and what it imports of `FOLLOWED`, through to the end."""
     if path in found or not path.is_file():
         return
     found.add(path)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             module = ROOT.joinpath(*node.module.split("."))
-            if node.module.startswith(("kseg.blocks", "kseg.backbones", "kseg.losses")):
+            if node.module.startswith(FOLLOWED):
                 _follow(module.with_suffix(".py"), found)
                 for alias in node.names:
                     _follow(module / f"{alias.name}.py", found)

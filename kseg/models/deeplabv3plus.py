@@ -13,10 +13,10 @@ from kseg.blocks import (
     check_input,
     classifier,
     conv_bn_relu,
-    resize_to,
     separable_conv,
 )
 from kseg.registry import BACKBONES, MODELS
+from kseg.upsampling import resize_to
 
 
 @MODELS.register("deeplabv3plus")
@@ -40,7 +40,8 @@ def DeepLabV3Plus(
     Args:
         input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32.
         num_classes: number of classes, background among them.
-        backbone: registry name of the feature extractor.
+        backbone: registry name of the feature extractor; the paper's are resnet101 and
+            xception65.
         backbone_weights: None, "imagenet" or a file of them.
         form: which framework's conventions the backbone follows.
         output_stride: stride at which the backbone starts to dilate.
@@ -62,9 +63,9 @@ def DeepLabV3Plus(
         for Semantic Image Segmentation", ECCV 2018, section 3, arXiv:1802.02611.
 
     Differs:
-        The ResNets stride at the start of a stage, so the map at stride 4 is the end of the
-        second stage and needs no special tap. The paper has no dropout; 0.1 is that of the
-        authors' code.
+        The ResNets stride at the start of a stage, so their map at stride 4 is the end of the
+        second stage, where the paper taps "before striding"; Xception is tapped as there. The
+        paper has no dropout; 0.1 is that of the authors' code.
     """
     check_input(input_shape, num_classes)
     image = keras.Input(input_shape, name="image")

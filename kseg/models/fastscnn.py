@@ -14,10 +14,10 @@ from kseg.blocks import (
     depthwise_bn_relu,
     fcn_head,
     pool_to,
-    resize_to,
     separable_conv,
 )
 from kseg.registry import MODELS
+from kseg.upsampling import resize_to
 
 
 @MODELS.register("fastscnn", aux={"aux_detail": (None, 0.4), "aux_context": (None, 0.4)})

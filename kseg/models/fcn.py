@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import keras
-import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from kseg.backbones.features import Form
-from kseg.blocks import check_input, fcn_head, resize_to
+from kseg.blocks import check_input, fcn_head
+from kseg.errors import UserError
 from kseg.registry import BACKBONES, MODELS
+from kseg.upsampling import FixedDeconvolution, LearnedDeconvolution, resize_to
 
 Upsampling = Literal["bilinear", "fixed", "learned"]
+Padding = Literal["same", "caffe"]
+
+# Of padding="caffe": zeros around the image, where the scores of each stride begin in a map of
+# scores under them, and where the image begins in the scores enlarged from each finest stride.
+_BORDER = 100
+_SKIP_OFFSETS = {16: 5, 8: 9}
+_IMAGE_OFFSETS = {32: 19, 16: 27, 8: 31}
 
 
 @MODELS.register("fcn")
@@ -25,13 +33,16 @@ def FCN(
     form: Form = "keras",
     finest_stride: Literal[8, 16, 32] = 8,
     upsampling: Upsampling = "bilinear",
+    at_once: bool = False,
+    padding: Padding = "same",
     fc_channels: int = 4096,
     dropout: float = 0.5,
 ) -> keras.Model:
     """Build FCN-32s, FCN-16s or FCN-8s.
 
     Args:
-        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32.
+        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32, or any size
+            with padding "caffe".
         num_classes: number of classes, background among them.
         backbone: registry name of the feature extractor.
         backbone_weights: None, "imagenet" or a file of them.
@@ -39,6 +50,11 @@ def FCN(
         finest_stride: 32, 16 or 8: the finest map whose scores are added.
         upsampling: "bilinear" resizes; "fixed" and "learned" are transposed convolutions, one
             bilinear kernel a class, constant or trained from there.
+        at_once: scale pool4 by 0.01 and pool3 by 0.0001 in front of their scores, as the
+            reference does to train all of the net together by SGD. Without, the net is that
+            of its staged training: FCN-16s starts from a trained FCN-32s, FCN-8s from FCN-16s.
+        padding: "caffe" is the reference's form, for vgg16 alone: 100 zeros around the image, no
+            padding of fc6, and every map of scores cropped to where it belongs.
         fc_channels: channels of fc6 and fc7; 1024 suits small devices.
         dropout: rate after fc6 and fc7.
 
@@ -46,37 +62,33 @@ def FCN(
         Model from "image" to {"logits": (B, H, W, num_classes) float32}.
 
     Raises:
-        UserError: where the size is not a multiple of 32.
+        UserError: where the size is not a multiple of 32, or the backbone cannot be padded as
+            in Caffe.
 
     Source:
         Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation",
-        CVPR 2015, section 4, arXiv:1411.4038; the scaled skips are those of "FCN-8s at once",
-        github.com/shelhamer/fcn.berkeleyvision.org.
+        CVPR 2015, section 4, arXiv:1411.4038; both forms of the skips, the border and the crops
+        as in github.com/shelhamer/fcn.berkeleyvision.org, `voc-fcn8s/net.py` and
+        `voc-fcn8s-atonce/net.py`.
 
     Differs:
-        fc6 pads by "same" instead of 100 pixels around the image, so nothing is cropped. fc6 and
-        fc7 start at random, as the convolutional ImageNet files do not hold them.
+        By default fc6 pads by "same" instead of 100 pixels around the image, so nothing is
+        cropped, and the unscaled skips train together with the rest: Adam, which steps as far
+        whatever the scale, hardly moves the scaled ones. fc6 and fc7 start at random, as the
+        convolutional ImageNet files do not hold them.
     """
-    check_input(input_shape, num_classes)
+    _check(input_shape, num_classes, backbone, padding)
     image = keras.Input(input_shape, name="image")
-    features = BACKBONES[backbone](image, weights=backbone_weights, form=form)
-    x = features.stages[-1]
-    for name, kernel in (("fc6", 7), ("fc7", 1)):
-        x = layers.Conv2D(
-            fc_channels,
-            kernel,
-            padding="same",
-            activation="relu",
-            kernel_initializer="he_normal",
-            name=name,
-        )(x)
-        x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
-    x = layers.Conv2D(num_classes, 1, name="score32")(x)
+    border = {"border": _BORDER} if padding == "caffe" else {}
+    features = BACKBONES[backbone](image, weights=backbone_weights, form=form, **border)
+    x = _fully_connected(features.stages[-1], fc_channels, padding, dropout)
+    x = _score(x, num_classes, 32)
     for stage, stride, scale in ((3, 16, 1e-2), (2, 8, 1e-4)):
         if stride >= finest_stride:
-            x = _upsample(x, 2, upsampling, name=f"up{stride}")
-            x = _add_scores(x, features.stages[stage], scale, stride)
-    x = _upsample(x, finest_stride, upsampling, name="up1")
+            x = _upsample(x, 2, upsampling, padding, name=f"up{stride}")
+            x = _add_scores(x, features.stages[stage], scale if at_once else 1.0, stride)
+    x = _upsample(x, finest_stride, upsampling, padding, name="up1")
+    x = _crop(x, input_shape[:2], _IMAGE_OFFSETS[finest_stride], name="crop1")
     x = layers.Activation("linear", dtype="float32", name="logits")(x)
     return keras.Model(image, {"logits": x}, name="fcn")
 
@@ -129,16 +141,64 @@ def FCNResNet(
     return keras.Model(image, outputs, name="fcn_resnet")
 
 
+def _check(
+    input_shape: tuple[int, int, int], num_classes: int, backbone: str, padding: Padding
+) -> None:
+    if padding == "same":
+        check_input(input_shape, num_classes)
+        return
+    if backbone != "vgg16":
+        raise UserError(f"padding caffe is there for backbone vgg16 alone, not for {backbone}")
+    # With the border every size fits.
+    check_input((64, 64, input_shape[-1]), num_classes)
+
+
+def _fully_connected(
+    x: keras.KerasTensor, channels: int, padding: Padding, dropout: float
+) -> keras.KerasTensor:
+    for name, kernel in (("fc6", 7), ("fc7", 1)):
+        x = layers.Conv2D(
+            channels,
+            kernel,
+            padding="same" if padding == "same" else "valid",
+            activation="relu",
+            kernel_initializer="he_normal",
+            name=name,
+        )(x)
+        x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
+    return x
+
+
+def _score(x: keras.KerasTensor, num_classes: int, stride: int) -> keras.KerasTensor:
+    # Zeros, as in the paper: random scores train no faster.
+    score = layers.Conv2D(num_classes, 1, kernel_initializer="zeros", name=f"score{stride}")
+    return score(x)
+
+
 def _add_scores(
     x: keras.KerasTensor, feature: keras.KerasTensor, scale: float, stride: int
 ) -> keras.KerasTensor:
-    feature = layers.Rescaling(scale, name=f"scale{stride}")(feature)
-    # Zeros, as in the paper: training starts from the coarse scores alone.
-    score = layers.Conv2D(x.shape[-1], 1, kernel_initializer="zeros", name=f"score{stride}")
-    return layers.Add(name=f"add{stride}")([x, score(feature)])
+    if scale != 1:
+        feature = layers.Rescaling(scale, name=f"scale{stride}")(feature)
+    score = _score(feature, x.shape[-1], stride)
+    score = _crop(score, x.shape[1:3], _SKIP_OFFSETS[stride], name=f"crop{stride}")
+    return layers.Add(name=f"add{stride}")([x, score])
 
 
 def _upsample(
+    x: keras.KerasTensor, factor: int, upsampling: Upsampling, padding: Padding, *, name: str
+) -> keras.KerasTensor:
+    if padding == "same":
+        return _enlarge(x, factor, upsampling, name=name)
+    # Caffe's deconvolution keeps all that its kernel reaches, (n + 1) * factor pixels of n. So
+    # does one that stops half a cell beyond the map, once zeros lie around it; and there a
+    # bilinear resize gives the same.
+    x = layers.ZeroPadding2D(1, name=f"{name}_pad")(x)
+    x = _enlarge(x, factor, upsampling, name=name)
+    return layers.Cropping2D(factor // 2, name=f"{name}_trim")(x)
+
+
+def _enlarge(
     x: keras.KerasTensor, factor: int, upsampling: Upsampling, *, name: str
 ) -> keras.KerasTensor:
     if upsampling == "bilinear":
@@ -147,59 +207,13 @@ def _upsample(
     return layer(factor, dtype="float32", name=name)(x)
 
 
-def bilinear_kernel(factor: int, channels: int) -> np.ndarray:
-    """Return (2 factor, 2 factor, channels): the tent that enlarges by an even factor.
-
-    Example:
-        >>> bilinear_kernel(2, 1)[0, :, 0]
-        array([0.0625, 0.1875, 0.1875, 0.0625], dtype=float32)
-    """
-    tent = 1 - np.abs(np.arange(2 * factor) - (factor - 0.5)) / factor
-    kernel = np.outer(tent, tent)[..., None]
-    return np.repeat(kernel, channels, axis=-1).astype("float32")
-
-
-@keras.saving.register_keras_serializable("kseg")
-class FixedDeconvolution(layers.Layer):
-    """Enlarge by a transposed convolution, each channel by the same bilinear kernel.
-
-    Equal to a half-pixel bilinear resize but for a border of factor / 2 pixels, where the
-    transposed convolution sees zeros and the resize the edge.
-    """
-
-    def __init__(self, factor: int, **kwargs: Any) -> None:  # noqa: ANN401
-        """Take the even factor; `kwargs` are those of `keras.layers.Layer`."""
-        super().__init__(**kwargs)
-        self.factor = factor
-
-    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        """Return `x` (B, h, w, C) as (B, factor h, factor w, C)."""
-        kernel = ops.convert_to_tensor(bilinear_kernel(self.factor, x.shape[-1]), x.dtype)
-        return self._deconvolve(x, kernel)
-
-    def _deconvolve(self, x: keras.KerasTensor, kernel: keras.KerasTensor) -> keras.KerasTensor:
-        # No backend has a grouped transposed convolution, so the kernel is a diagonal matrix.
-        kernel = kernel[..., None] * ops.eye(x.shape[-1], dtype=kernel.dtype)
-        return ops.conv_transpose(x, kernel, strides=self.factor, padding="same")
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what `__init__` took."""
-        return super().get_config() | {"factor": self.factor}
-
-
-@keras.saving.register_keras_serializable("kseg")
-class LearnedDeconvolution(FixedDeconvolution):
-    """`FixedDeconvolution` whose kernels, one a channel, are trained from the bilinear one."""
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Create the kernel (2 factor, 2 factor, C)."""
-        kernel = bilinear_kernel(self.factor, input_shape[-1])
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=kernel.shape,
-            initializer=lambda shape, dtype: ops.convert_to_tensor(kernel, dtype),
-        )
-
-    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        """Return `x` (B, h, w, C) as (B, factor h, factor w, C)."""
-        return self._deconvolve(x, self.kernel)
+def _crop(
+    x: keras.KerasTensor, size: tuple[int, int], offset: int, *, name: str
+) -> keras.KerasTensor:
+    """Cut `size` out of a map, beginning at (offset, offset); a map of that size is left whole."""
+    if x.shape[1:3] == size:
+        return x
+    margins = tuple(
+        (offset, have - offset - want) for have, want in zip(x.shape[1:3], size, strict=True)
+    )
+    return layers.Cropping2D(margins, name=name)(x)

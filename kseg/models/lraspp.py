@@ -8,8 +8,9 @@ import keras
 from keras import layers
 
 from kseg.backbones.features import Form
-from kseg.blocks import check_input, conv_bn_relu, pool_to, resize_to
+from kseg.blocks import check_input, conv_bn_relu, pool_to
 from kseg.registry import BACKBONES, MODELS
+from kseg.upsampling import resize_to
 
 
 @MODELS.register("lraspp")

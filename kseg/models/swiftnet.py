@@ -5,9 +5,10 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from kseg.blocks import activate, check_input, classifier, conv_bn_relu, pool_to, resize_to
+from kseg.blocks import activate, check_input, classifier, conv_bn_relu, pool_to
 from kseg.errors import UserError
 from kseg.registry import MODELS
+from kseg.upsampling import resize_to
 
 
 @MODELS.register("swiftnet", aux={"aux": (None, 0.4)})

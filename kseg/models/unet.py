@@ -8,9 +8,10 @@ import keras
 from keras import layers, ops
 
 from kseg.backbones.features import Form
-from kseg.blocks import check_input, classifier, conv_bn_relu, resize_to
+from kseg.blocks import check_input, classifier, conv_bn_relu
 from kseg.errors import UserError
 from kseg.registry import BACKBONES, MODELS
+from kseg.upsampling import resize_to
 
 _LEVELS = 4
 # Four levels of unpadded 3x3 convolutions turn n + 184 pixels into n, where n is 4 above a

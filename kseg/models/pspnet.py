@@ -1,0 +1,87 @@
+"""PSPNet: averages the deepest map over four grids, so that each pixel knows the whole scene."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import keras
+from keras import layers
+
+from kseg.backbones.features import Form
+from kseg.backbones.units import configured, even_rates
+from kseg.blocks import check_input, classifier, conv_bn_relu, fcn_head, pool_to
+from kseg.registry import MODELS
+from kseg.upsampling import resize_to
+
+
+@MODELS.register("pspnet", aux={"aux": (None, 0.4)})
+def PSPNet(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    backbone: str = "resnet50",
+    backbone_weights: str | None = None,
+    form: Form = "keras",
+    deep_stem: bool = False,
+    output_stride: Literal[8, 16, 32] = 8,
+    bins: tuple[int, ...] = (1, 2, 3, 6),
+    head_channels: int = 512,
+    dropout: float = 0.1,
+    aux: bool = False,
+) -> keras.Model:
+    """Build PSPNet.
+
+    Args:
+        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32. Of 96 they give
+            all four grids cells of equal size.
+        num_classes: number of classes, background among them.
+        backbone: registry name of the feature extractor.
+        backbone_weights: None, "imagenet" or a file of them.
+        form: which framework's conventions the backbone follows.
+        deep_stem: begin a ResNet with three 3x3 convolutions, as in the paper; there are no
+            published weights for it.
+        output_stride: stride at which the backbone starts to dilate.
+        bins: cells a side of each grid. The grid of one cell is normalised over the batch alone:
+            train with four images a device or more.
+        head_channels: channels of the convolution behind the pyramid.
+        dropout: rate in front of the classifiers.
+        aux: add a training-only head on the last but one stage, of weight 0.4.
+
+    Returns:
+        Model from "image" to {"logits": (B, H, W, num_classes) float32}.
+
+    Raises:
+        UserError: where the size is not a multiple of 32, or the backbone has no deep stem.
+
+    Source:
+        Zhao, Shi, Qi, Wang, Jia, "Pyramid Scene Parsing Network", CVPR 2017, section 3, figure 3,
+        arXiv:1612.01105; github.com/hszhao/semseg.
+
+    Differs:
+        The 7x7 stem is the default. Every unit of a dilated stage is dilated as in the authors'
+        network where the backbone is a ResNet of bottlenecks; others keep the first unit of a
+        stage at the rate before. Resizing has half-pixel centres, not aligned corners.
+    """
+    check_input(input_shape, num_classes)
+    size = input_shape[:2]
+    image = keras.Input(input_shape, name="image")
+    build = configured(backbone, rates=even_rates(output_stride), deep_stem=deep_stem)
+    features = build(image, output_stride=output_stride, weights=backbone_weights, form=form)
+    x = _pyramid_pooling(features.stages[-1], bins)
+    x = conv_bn_relu(x, head_channels, name="head")
+    x = layers.Dropout(dropout, name="head_dropout")(x)
+    outputs = {"logits": classifier(x, num_classes, size)}
+    if aux:
+        outputs["aux"] = fcn_head(
+            features.stages[-2], num_classes, size, dropout=dropout, name="aux"
+        )
+    return keras.Model(image, outputs, name="pspnet")
+
+
+def _pyramid_pooling(x: keras.KerasTensor, bins: tuple[int, ...]) -> keras.KerasTensor:
+    pyramid = [x]
+    for cells in bins:
+        y = pool_to(x, cells, name=f"pyramid{cells}_pool")
+        y = conv_bn_relu(y, x.shape[-1] // len(bins), kernel=1, name=f"pyramid{cells}")
+        pyramid.append(resize_to(y, x, name=f"pyramid{cells}_resize"))
+    return layers.Concatenate(name="pyramid_concat")(pyramid)
