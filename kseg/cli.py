@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import logging
 import operator
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -22,6 +23,9 @@ from kseg import config as c
 from kseg.errors import Failure, UserError
 from kseg.registry import Registry
 from kseg.version import VERSION
+
+if TYPE_CHECKING:
+    from kseg.inference import Predictor
 
 DESCRIPTION = (
     "Semantic segmentation: from labelled images to a small, fast, verified model on a device. "
@@ -90,10 +94,9 @@ def evaluate(config: c.EvalConfig) -> int:
     load_tensorflow()
     from kseg.data.dataset import open_dataset
     from kseg.evaluate import evaluate
-    from kseg.inference import load
     from kseg.progress import counting
 
-    predictor = load(config.model or _newest(), eval_size=config.eval_size, last=config.last)
+    predictor = _opened(config.model or _newest(), config)
     data = config.data or predictor.card.dataset
     if not data:
         raise UserError(f"{predictor.path} does not say what it was trained on; name it by --data")
@@ -110,14 +113,13 @@ def evaluate(config: c.EvalConfig) -> int:
 
 def predict(config: c.PredictConfig) -> int:
     """Label images and say where the results are."""
-    from kseg.inference import load
     from kseg.predict import predict_files
     from kseg.progress import counting
     from kseg.quiet import load_tensorflow
 
     if config.model.suffix != ".tflite":
         load_tensorflow()
-    predictor = load(config.model, eval_size=config.eval_size, last=config.last)
+    predictor = _opened(config.model, config)
     with counting("labelling") as on_image:
         written = predict_files(predictor, config.images, config.out, on_image=on_image)
     print(f"{len(written)} images labelled: {config.out}")
@@ -140,6 +142,12 @@ def models(config: c.ModelsConfig) -> int:
     from kseg.registry import MODELS
 
     load_tensorflow()
+    if config.json:
+        from kseg.catalogue import catalogue
+
+        names = [config.name] if config.name else list(MODELS)
+        print(json.dumps(catalogue(names), indent=1))
+        return 0
     return _list(MODELS, config.name)
 
 
@@ -196,6 +204,17 @@ def _run(words: list[str]) -> int:
 def _any_command() -> Any:  # noqa: ANN401 - a union made at run time
     kinds = [Annotated[kind, subcommand(name)] for kind, (name, _) in _COMMANDS.items()]
     return functools.reduce(operator.or_, kinds)
+
+
+def _opened(path: Path, config: c.EvalConfig | c.PredictConfig) -> Predictor:
+    from kseg.inference import load
+
+    predictor = load(path, eval_size=config.eval_size, last=config.last)
+    if not config.crf:
+        return predictor
+    from kseg.crf import DenseCRF, RefinedPredictor
+
+    return RefinedPredictor.of(predictor, DenseCRF())
 
 
 def _newest() -> Path:

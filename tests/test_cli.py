@@ -11,6 +11,7 @@ from street import SIZE, TINY_MODEL, train_words, write_street
 
 from kseg import __version__
 from kseg.cli import main
+from kseg.registry import MODELS
 
 COMMANDS = "train evaluate predict export models backbones losses datasets".split()
 
@@ -19,6 +20,7 @@ def test_help_of_every_command_loads_neither_tensorflow_nor_keras():
     code = f"""
 import sys
 from kseg.cli import main
+from kseg.registry import MODELS
 for command in {COMMANDS}:
     assert main([command, "--help"]) == 0, command
 assert main(["--help"]) == 0
@@ -189,6 +191,33 @@ def test_the_default_model_is_listed_with_its_signature(capsys):
     assert "output_stride" in shown
     assert "Args:" in shown
     assert main(["models", "deeplabv3pluss"]) == 2
+
+
+def test_crf_refines_what_is_measured_and_written(run_folder, street, tmp_path):
+    words = ["evaluate", str(run_folder), "--json"]
+    assert main([*words, str(tmp_path / "plain.json")]) == 0
+    assert main([*words, str(tmp_path / "crf.json"), "--crf"]) == 0
+    plain, crf = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "crf"))
+    # The drawn boxes are far brighter than the ground: pixels alike in colour get one label.
+    assert crf["miou"] > plain["miou"]
+    image = street / "val" / "images" / "0.png"
+    assert main(["predict", str(run_folder), str(image), "--out", str(tmp_path), "--crf"]) == 0
+    with Image.open(tmp_path / "0.png") as mask:
+        assert mask.mode == "P"
+
+
+def test_models_as_json_is_one_list_and_nothing_else(capsys):
+    assert main(["models", "--json"]) == 0
+    listed = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
+    assert list(listed) == list(MODELS)
+    keys = {"name", "options", "backbones", "source", "parameters", "macs", "targets"}
+    assert all(model.keys() == keys for model in listed.values())
+    fcn = listed["fcn"]
+    # architectures.md 2: FCN-8s of VGG16 with 21 classes; 110.8 GMACs at 512 x 512.
+    assert fcn["parameters"] == 134_362_751
+    assert fcn["macs"] / 1e9 == pytest.approx(110.8, rel=0.01)
+    assert fcn["options"]["finest_stride"] == 8 and "resnet50" in fcn["backbones"]
+    assert fcn["source"].startswith("Long, Shelhamer, Darrell") and "onnx" in fcn["targets"]
 
 
 def test_export_takes_a_run_and_counts_from_one(run_folder, capsys):

@@ -5,7 +5,9 @@ import re
 
 import pytest
 
+from kseg import catalogue
 from kseg.registry import BACKBONES, DATASETS, LOSSES, METRICS, MODELS
+from tools import model_table
 
 DOCUMENTED_BY_ARGUMENT = (MODELS, BACKBONES, LOSSES, METRICS)
 
@@ -74,6 +76,17 @@ def test_data_set_shows_what_to_type(name):
 )
 def test_registry_is_not_empty(registry):
     assert len(registry)
+
+
+def test_readme_lists_every_model_as_it_is_now():
+    text = model_table.README.read_text()
+    assert model_table.readme(text) == text
+    assert list(catalogue.table()) == list(MODELS)
+
+
+@pytest.mark.slow
+def test_counts_of_the_table_are_those_of_the_models():
+    assert model_table.count_all() == model_table.TABLE.read_text()
 
 
 def test_the_check_itself_notices_a_missing_argument():

@@ -94,5 +94,6 @@ def test_wheel_holds_kseg_alone(tmp_path):
 def expected_files() -> set[str]:
     kseg = [file.relative_to(ROOT) for file in (ROOT / "kseg").rglob("*.py")]
     kseg += [file.relative_to(ROOT) for file in (ROOT / "kseg" / "recipes").glob("*.toml")]
+    kseg.append(Path("kseg/models/table.json"))
     export = [Path("kseg") / file.relative_to(ROOT) for file in (ROOT / "export").rglob("*.py")]
     return {file.as_posix() for file in (*kseg, *export)}
