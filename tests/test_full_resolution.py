@@ -241,6 +241,8 @@ def test_sizes_of_fcn_padded_as_in_caffe(stride, enlarged):
     assert sides(model.get_layer("fc6")) == {16}
     assert sides(model.get_layer("up1_trim")) == {enlarged}
     assert model.output["logits"].shape == (None, 500, 500, 21)
+    same = build("fcn", (64, 96, 3), 21, options | {"padding": "same"})
+    assert trainable_parameters(model) == trainable_parameters(same)
 
 
 def sides(layer):

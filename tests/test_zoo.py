@@ -43,8 +43,8 @@ def check_contract(name, folder):
     check_default_mode(model, outputs)
     check_gradients(model)
     check_saving(model, outputs, folder)
-    check_tflite(model, outputs["logits"], folder)
-    check_onnx(model, outputs["logits"], folder)
+    check_tflite(name, model, outputs["logits"], folder)
+    check_onnx(name, model, outputs["logits"], folder)
     check_other_size(name)
     check_training(name, folder)
 
@@ -86,13 +86,12 @@ def check_saving(model, outputs, folder):
         np.testing.assert_array_equal(value, outputs[key])
 
 
-def check_tflite(model, logits, folder):
+def check_tflite(name, model, logits, folder):
     flatbuffer = to_tflite(inference_model(model), folder / "saved_model")
     interpreter = Interpreter(model_content=flatbuffer, num_threads=1)
     run = interpreter.get_signature_runner()
     converted = run(image=zoo.image())["logits"]
-    # Batch normalisation folded into kernels rounds differently, once a layer.
-    np.testing.assert_allclose(converted, logits, atol=1e-3 * np.abs(logits).max())
+    check_converted(name, converted, logits)
 
 
 def to_tflite(model, folder):
@@ -110,7 +109,7 @@ def to_tflite(model, folder):
     return converter.convert()
 
 
-def check_onnx(model, logits, folder):
+def check_onnx(name, model, logits, folder):
     """On static axes, as TFLite has them."""
     path = str(folder / "model.onnx")
     spec = tf.TensorSpec([1, *zoo.SIZE, 3], tf.float32, name="image")
@@ -118,7 +117,14 @@ def check_onnx(model, logits, folder):
     tf2onnx.convert.from_function(graph, input_signature=[spec], opset=17, output_path=path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (converted,) = session.run(["logits"], {"image": zoo.image()})
-    np.testing.assert_allclose(converted, logits, atol=1e-3 * np.abs(logits).max())
+    check_converted(name, converted, logits)
+
+
+def check_converted(name, converted, logits):
+    # Batch normalisation folded into kernels rounds differently, once a layer.
+    apart = np.abs(converted - logits) / np.abs(logits).max()
+    jumps = "rounding" in MODELS.entry(name).limits
+    assert (np.quantile(apart, 0.99) if jumps else apart.max()) < 1e-3
 
 
 def check_training(name, folder):

@@ -16,7 +16,7 @@ from pathlib import Path
 import keras
 
 from kseg.build import build, macs, trainable_parameters
-from kseg.catalogue import catalogue
+from kseg.catalogue import TARGETS, catalogue
 from kseg.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -54,9 +54,13 @@ def _paper(model: dict) -> str:
     """Return authors, title and venue: the source up to its section, figure or arXiv number."""
     paper = re.split(r",? (?:section|sections|figure|table|arXiv)\b|;", model["source"])[0]
     paper = paper.rstrip(".")
-    missing = sorted({"tflite-float32", "tflite-int8", "onnx"} - set(model["targets"]))
-    limits = "; ".join(MODELS.entry(model["name"]).limits.values())
-    return paper + (f" (no {', '.join(missing)}: {limits})" if missing else "")
+    notes = [_note(limit, why) for limit, why in MODELS.entry(model["name"]).limits.items()]
+    return paper + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _note(limit: str, why: str) -> str:
+    target = next((target for target, name in TARGETS.items() if name == limit), None)
+    return f"no {target}: {why}" if target else why
 
 
 def readme(text: str) -> str:

@@ -29,7 +29,13 @@ _FC6_KERNEL = 7
 Box = tuple[int, int, int, int]
 
 
-@MODELS.register("deconvnet")
+@MODELS.register(
+    "deconvnet",
+    limits={
+        "rounding": "where two pixels of a window are equal up to rounding, a converted file may "
+        "unpool at the other one"
+    },
+)
 def DeconvNet(
     input_shape: tuple[int, int, int],
     num_classes: int,
