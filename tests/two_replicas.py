@@ -1,6 +1,8 @@
-"""Train on one device and on two; print as JSON how far the weights come to lie apart.
+"""Train on one device and on two, and print as JSON what came of it.
 
-python tests/two_replicas.py DATA FOLDER    a folder of drawn data, and where the runs go
+python tests/two_replicas.py                one step; the kernels of both
+python tests/two_replicas.py DATA FOLDER    trainings on a folder of drawn data, whose runs go to
+                                            FOLDER; how far the weights come to lie apart
 """
 
 import json
@@ -53,21 +55,29 @@ def trained(strategy, name):
     return {name: value for name, value in tensors.items() if name.startswith("model/")}
 
 
-def main():
-    device = tf.config.list_physical_devices("CPU")[0]
-    two = [tf.config.LogicalDeviceConfiguration()] * 2
-    tf.config.set_logical_device_configuration(device, two)
+def step(strategy):
+    """Return the kernels after one step, on one device and on two."""
     alone = engine()
     alone.step(tf.constant(IMAGE), tf.constant(MASK))
-    strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
     with strategy.scope():
         together = engine(strategy)
     batches = tf.data.Dataset.from_tensor_slices((IMAGE, MASK)).batch(2)
     for image, mask in strategy.experimental_distribute_dataset(batches):
         together.step(image, mask)
+    return [kernel(alone), kernel(together)]
+
+
+def apart(strategy):
     one, two = trained(None, "one"), trained(strategy, "two")
-    apart = max(float(np.abs(one[name] - two[name]).max()) for name in one)
-    print(json.dumps([kernel(alone), kernel(together), apart]))
+    return max(float(np.abs(one[name] - two[name]).max()) for name in one)
+
+
+def main():
+    device = tf.config.list_physical_devices("CPU")[0]
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(device, two)
+    strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
+    print(json.dumps(apart(strategy) if sys.argv[1:] else step(strategy)))
 
 
 main()
