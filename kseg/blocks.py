@@ -259,6 +259,22 @@ def classifier(
         (B, height, width, num_classes) float32.
     """
     x = layers.Conv2D(num_classes, 1, name=f"{name}_conv")(x)
+    return enlarged(x, size, name=name)
+
+
+def enlarged(
+    x: keras.KerasTensor, size: tuple[int, int], *, name: str = "logits"
+) -> keras.KerasTensor:
+    """Resize scores to the image: an output of a model.
+
+    Args:
+        x: (B, h, w, C).
+        size: height and width of the image.
+        name: of the output; its layers are `{name}_resize` and `{name}`.
+
+    Returns:
+        (B, height, width, C) float32, whatever the layers before calculate in.
+    """
     x = resize_to(x, size, name=f"{name}_resize")
     return layers.Activation("linear", dtype="float32", name=name)(x)
 

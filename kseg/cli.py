@@ -25,7 +25,9 @@ from kseg.registry import Registry
 from kseg.version import VERSION
 
 if TYPE_CHECKING:
+    from kseg.data.dataset import Dataset
     from kseg.inference import Predictor
+    from kseg.refinement import Refinement
 
 DESCRIPTION = (
     "Semantic segmentation: from labelled images to a small, fast, verified model on a device. "
@@ -101,6 +103,8 @@ def evaluate(config: c.EvalConfig) -> int:
     if not data:
         raise UserError(f"{predictor.path} does not say what it was trained on; name it by --data")
     dataset = open_dataset(data)
+    if config.crf_search:
+        predictor = _with_best_crf(predictor, dataset, config)
     with counting("evaluating") as on_image:
         result = evaluate(
             predictor, dataset, split=config.split, limit=config.limit, on_image=on_image
@@ -210,11 +214,45 @@ def _opened(path: Path, config: c.EvalConfig | c.PredictConfig) -> Predictor:
     from kseg.inference import load
 
     predictor = load(path, eval_size=config.eval_size, last=config.last)
-    if not config.crf:
+    refinements = _refinements(config)
+    if not refinements:
         return predictor
-    from kseg.crf import DenseCRF, RefinedPredictor
+    from kseg.refinement import RefinedPredictor
 
-    return RefinedPredictor.of(predictor, DenseCRF())
+    return RefinedPredictor.of(predictor, refinements)
+
+
+def _refinements(config: c.EvalConfig | c.PredictConfig) -> list[Refinement]:
+    found = []
+    if config.superpixels is not None:
+        from kseg.superpixels import Superpixels
+
+        found.append(Superpixels(config.superpixels))
+    if config.crf or config.crf_parameters:
+        from kseg.crf import DenseCRF
+
+        found.append(DenseCRF(*config.crf_parameters or ()))
+    return found
+
+
+def _with_best_crf(predictor: Predictor, dataset: Dataset, config: c.EvalConfig) -> Predictor:
+    from kseg.crf import Predictions, search
+    from kseg.progress import counting
+    from kseg.refinement import RefinedPredictor
+
+    if config.crf or config.crf_parameters or config.superpixels:
+        raise UserError("--crf-search tries many CRFs; leave --crf and the like out beside it")
+    samples = Predictions(predictor, dataset, config.split, config.limit or 100)
+    images = samples.length
+    with counting("searching") as on_image:
+        found = search(
+            samples,
+            on_sample=lambda number, done: on_image((number - 1) * images + done, 2 * images),
+        )
+    _show(found.table())
+    best = found.best
+    print(f"best: --crf-parameters {best.w1:g} {best.sigma_alpha:g} {best.sigma_beta:g}")
+    return RefinedPredictor.of(predictor, [best])
 
 
 def _newest() -> Path:

@@ -27,6 +27,10 @@ Folder = Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")]
 Options = Annotated[
     UseAppendAction[tuple[str, ...]], arg(name="option", aliases=["-o"], metavar="NAME=VALUE")
 ]
+CrfParameters = Annotated[
+    tuple[float, float, float] | None,
+    arg(metavar="W1 SIGMA_ALPHA SIGMA_BETA", help_behavior_hint=""),
+]
 Quantization = Literal["float16", "dynamic", "int8"]
 
 
@@ -133,6 +137,12 @@ class EvalConfig:
     """Use only the first N images."""
     crf: Switch = False
     """Refine the labels by the dense CRF of DeepLab, at the image's own size."""
+    crf_parameters: CrfParameters = None
+    """The same with these parameters, as `kseg evaluate --crf-search` finds them."""
+    superpixels: Count = None
+    """Label about N superpixels an image (SLIC) as wholes; before the CRF, if both are named."""
+    crf_search: Switch = False
+    """First find the CRF's parameters on the split, 100 images or --limit, as DeepLab did."""
     last: Switch = False
     """Take last.keras of the run instead of best.keras."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -153,6 +163,10 @@ class PredictConfig:
     """Size fed to the model, pixels. Default: the model's own."""
     crf: Switch = False
     """Refine the labels by the dense CRF of DeepLab, at the image's own size."""
+    crf_parameters: CrfParameters = None
+    """The same with these parameters, as `kseg evaluate --crf-search` finds them."""
+    superpixels: Count = None
+    """Label about N superpixels an image (SLIC) as wholes; before the CRF, if both are named."""
     last: Switch = False
     """Take last.keras of the run instead of best.keras."""
 

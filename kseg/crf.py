@@ -9,16 +9,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 from kseg.data.dataset import IGNORE_LABEL, Dataset
 from kseg.errors import UserError
-from kseg.inference import Predictor, feed, read_image
+from kseg.inference import Predictor, feed
 from kseg.metrics.iou import ConfusionMatrix
 from kseg.permutohedral import GaussianFilter
+from kseg.refinement import best_classes, softmax
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -147,39 +147,6 @@ class DenseCRF:
 
 
 @dataclass(frozen=True)
-class RefinedPredictor(Predictor):
-    """A predictor of a file with logits whose class maps a CRF has refined.
-
-    Attributes:
-        crf: its parameters.
-    """
-
-    crf: DenseCRF
-
-    @staticmethod
-    def of(predictor: Predictor, crf: DenseCRF) -> RefinedPredictor:
-        """Return the predictor with a CRF behind it.
-
-        Raises:
-            UserError: if the file gives a class map.
-        """
-        if predictor.output == "classes":
-            raise UserError(
-                f"{predictor.path} gives a class map, and a CRF needs the probabilities behind "
-                "it; export the run with --output logits"
-            )
-        return RefinedPredictor(predictor.path, predictor.card, predictor.runtime, crf)
-
-    def predict(
-        self, image: np.ndarray | Path | str, *, size: tuple[int, int] | None = None
-    ) -> np.ndarray:
-        """Label an image, as `Predictor.predict`; the CRF works at the size of the result."""
-        pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        probabilities = softmax(self.logits(pixels, size=size))
-        return _labels(self.crf.refine(probabilities, feed(pixels, probabilities.shape[:2])))
-
-
-@dataclass(frozen=True)
 class Predictions:
     """The samples that `search` takes, from a predictor and a labelled split.
 
@@ -194,6 +161,12 @@ class Predictions:
     dataset: Dataset
     split: str = "val"
     limit: int | None = 100
+
+    @property
+    def length(self) -> int:
+        """How many samples there are."""
+        there = self.dataset.length(self.split)
+        return min(there, self.limit or there)
 
     def __iter__(self) -> Iterator[Sample]:
         # Imported here because this brings TensorFlow in.
@@ -277,12 +250,6 @@ def search(
     return Search(coarse.without, coarse.trials | fine.trials)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities that logits (..., C) stand for."""
-    odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return odds / odds.sum(axis=-1, keepdims=True)
-
-
 def _combinations(crf: DenseCRF, grids: Sequence[Sequence[float]]) -> list[DenseCRF]:
     """Return a CRF for each combination of values, those with equal sigmas in a row."""
     w1, sigma_alpha, sigma_beta = grids
@@ -322,18 +289,14 @@ def _tried(
     probabilities: np.ndarray, image: np.ndarray, crfs: list[DenseCRF]
 ) -> Iterator[tuple[DenseCRF | None, np.ndarray]]:
     """Yield the labels as they came, under None, and as each CRF makes them."""
-    yield None, _labels(probabilities)
+    yield None, best_classes(probabilities)
     near = crfs[0].near(image)
     with _pool() as pool:
         for _, group in itertools.groupby(crfs, lambda crf: (crf.sigma_alpha, crf.sigma_beta)):
             same = list(group)
             alike = same[0].alike(image)
             for crf in same:
-                yield crf, _labels(crf.mean_field(probabilities, alike, near, pool))
-
-
-def _labels(probabilities: np.ndarray) -> np.ndarray:
-    return probabilities.argmax(axis=-1).astype(np.uint8)
+                yield crf, best_classes(crf.mean_field(probabilities, alike, near, pool))
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -34,6 +34,7 @@ class Evaluation:
         split: name of its split.
         images: how many images were evaluated.
         file: the model file.
+        settled: of a layer cascade, the share of pixels that each stage settled; else empty.
     """
 
     confusion: ConfusionMatrix
@@ -42,6 +43,7 @@ class Evaluation:
     split: str
     images: int
     file: str = ""
+    settled: tuple[float, ...] = ()
 
     @property
     def miou(self) -> float:
@@ -66,6 +68,7 @@ class Evaluation:
             "classes": [
                 {"id": i, "name": name, "iou": iou[i]} for i, name in enumerate(self.classes)
             ],
+            **({"settled": list(self.settled)} if self.settled else {}),
         }
 
     def save_json(self, path: Path) -> None:
@@ -87,6 +90,8 @@ class Evaluation:
             )
         table.add_section()
         table.add_row("mIoU", f"{self.miou:.4f}", "")
+        for number, share in enumerate(self.settled, start=1):
+            table.add_row(f"settled by stage {number}", "", f"{share:.2%}")
         return table
 
 
@@ -132,7 +137,9 @@ def evaluate(
             "nothing to compare with; check the ignore id of the data set"
         )
     file = str(getattr(predictor, "path", ""))
-    return Evaluation(confusion, tuple(dataset.classes), dataset.name, split, total, file)
+    return Evaluation(
+        confusion, tuple(dataset.classes), dataset.name, split, total, file, predictor.settled
+    )
 
 
 def _check_classes(predictor: Predictor, dataset: Dataset) -> None:

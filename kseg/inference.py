@@ -86,6 +86,11 @@ class Predictor:
         return self.runtime.output
 
     @property
+    def settled(self) -> tuple[float, ...]:
+        """Share of the pixels so far that each stage of a layer cascade settled; else empty."""
+        return self.runtime.settled() if self.runtime.settled else ()
+
+    @property
     def model(self) -> keras.Model | None:
         """The Keras model, where the file holds one."""
         return self.runtime.model
@@ -223,7 +228,14 @@ def _find(
 
 
 def _open_keras(path: Path) -> runtimes.Runtime:
-    return runtimes.run_keras(runtimes.keras_model(path), path=path)
+    return _run(runtimes.keras_model(path), path)
+
+
+def _run(model: keras.Model, path: Path) -> runtimes.Runtime:
+    from kseg.models.layer_cascade import is_cascade
+
+    run = runtimes.run_cascade if is_cascade(model) else runtimes.run_keras
+    return run(model, path=path)
 
 
 def _saved_model(path: Path) -> Path | None:
@@ -249,7 +261,7 @@ def _at_size(
 
     model = inference_model(build(card.model, (*size, 3), len(card.classes), dict(card.options)))
     copy_weights(runtime.model, model)
-    return dataclasses.replace(card, size=size), runtimes.run_keras(model, path=path)
+    return dataclasses.replace(card, size=size), _run(model, path)
 
 
 def _checked(path: Path, card: ModelCard | None, runtime: runtimes.Runtime) -> ModelCard:

@@ -5,6 +5,7 @@ No runtime is imported before its format is met, so that a `.tflite` never waits
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ class Runtime:
         inputs: name of each input to its type and shape.
         outputs: name of each output to its type and shape.
         model: the Keras model behind it, where there is one.
+        settled: of a layer cascade, the share of pixels that each stage has settled so far.
     """
 
     forward: Callable[[np.ndarray], np.ndarray]
@@ -45,6 +47,7 @@ class Runtime:
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     model: keras.Model | None = None
+    settled: Callable[[], tuple[float, ...]] | None = None
 
 
 def keras_model(path: Path) -> keras.Model:
@@ -83,6 +86,35 @@ def run_keras(model: keras.Model, *, path: Path) -> Runtime:
         outputs={"logits": _typed("float32", shape)},
         model=model,
     )
+
+
+def run_cascade(model: keras.Model, *, path: Path) -> Runtime:
+    """Return a layer cascade as a runtime that leaves out the stages no pixel is left for.
+
+    Args:
+        model: of `kseg.models.layer_cascade`; one whose stages cannot be cut apart runs whole.
+        path: where it came from, for messages.
+    """
+    import tensorflow as tf
+
+    from kseg.models.layer_cascade import infer_by_stage, stage_models
+
+    whole = run_keras(model, path=path)
+    try:
+        stages = [tf.function(stage) for stage in stage_models(model)]
+    except ValueError:
+        return whole
+    shares: list[tuple[float, ...]] = []
+
+    def forward(image: np.ndarray) -> np.ndarray:
+        logits, settled = infer_by_stage(stages, tf.cast(image[None], tf.float32))
+        shares.append(settled)
+        return logits.numpy()[0]
+
+    def mean() -> tuple[float, ...]:
+        return tuple(float(share) for share in np.mean(shares, axis=0))
+
+    return dataclasses.replace(whole, forward=forward, settled=mean)
 
 
 def logits_of(result: Any) -> Any:  # noqa: ANN401  (a tensor of any backend)

@@ -386,7 +386,9 @@ def _initialise(model: keras.Model, config: TrainConfig) -> None:
     source = Run(path).model_file() if Run.is_run(path) else path
     for layer in initialise_from(model, source):
         log.warning(
-            "%s does not fit %s (class count or training-only): fresh weights", source, layer
+            "%s has nothing for %s (class count, training-only or new): fresh weights",
+            source,
+            layer,
         )
 
 

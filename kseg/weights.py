@@ -88,8 +88,9 @@ def initialise_from(model: keras.Model, path: str | Path) -> list[str]:
 
     Returns:
         The names of layers that keep their fresh weights: those shaped by the number of classes
-        where the file has another number, and those of training-only outputs, which no file of
-        kseg holds.
+        where the file has another number; those of training-only outputs, which no file of kseg
+        holds; and those that the file lacks and that add nothing yet, their weights all being
+        zeros, as the scores that make an FCN-16s of an FCN-32s.
 
     Raises:
         UserError: if the file cannot be read, or listing whatever else differs.
@@ -106,6 +107,7 @@ def initialise_from(model: keras.Model, path: str | Path) -> list[str]:
         for name, difference in found.items()
         if name in inference
         and not _differs_by_classes(theirs.get(name, []), inference[name], classes)
+        and not (name not in theirs and _all_zeros(inference[name]))
     ]
     if wrong:
         more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
@@ -194,6 +196,10 @@ def _differs_by_classes(
         and all(pair[0] == pair[1] or pair == classes for pair in _pairs(before, after))
         for before, after in zip(old, new, strict=True)
     )
+
+
+def _all_zeros(weights: Sequence[keras.Variable]) -> bool:
+    return not any(ops.convert_to_numpy(variable).any() for variable in weights)
 
 
 def _pairs(before: keras.Variable, after: keras.Variable) -> Iterator[tuple[int, int]]:

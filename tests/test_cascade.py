@@ -6,7 +6,10 @@ import pytest
 import tensorflow as tf
 import zoo
 
+from kseg.data.dataset import ArrayDataset
 from kseg.errors import UserError
+from kseg.evaluate import evaluate
+from kseg.inference import load
 from kseg.models import build, inference_model
 from kseg.models.layer_cascade import infer_by_stage, settled_shares, stage_models
 
@@ -14,6 +17,23 @@ CLASSES = 4
 OPTIONS = {"backbone": "mobilenetv3_small", "head_channels": 16}
 # Some pixels are this sure in either early stage, of drawn logits as of the seeded model.
 THRESHOLD = 0.55
+
+
+class Noise(ArrayDataset):
+    """Two images of noise, with masks of noise."""
+
+    name = "noise"
+    classes = tuple("abcd")
+    palette = tuple((i, i, i) for i in range(CLASSES))
+    splits = ("val",)
+
+    def length(self, split):
+        return 2
+
+    def sample(self, split, index):
+        rng = np.random.default_rng(index)
+        image = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
+        return image, rng.integers(0, CLASSES, (64, 96), dtype=np.uint8)
 
 
 def cascade(threshold, **options):
@@ -161,6 +181,18 @@ def test_a_small_rest_may_stay_where_it_is(model):
     np.testing.assert_allclose(logits, enlarged(first), atol=1e-4)
     _, shares_below = infer_by_stage(stages, zoo.image(), limit=shares[2] / 2)
     assert shares_below == pytest.approx(shares)
+
+
+def test_a_file_is_run_by_stage_and_reports_where_pixels_are_settled(model, tmp_path):
+    inference_model(model).save(tmp_path / "cascade.keras")
+    predictor = load(tmp_path / "cascade.keras")
+    images = [Noise().sample("val", index)[0] for index in range(2)]
+    result = evaluate(predictor, Noise(), split="val")
+    each = [settled_shares(model, image[None].astype("float32")) for image in images]
+    assert result.settled == pytest.approx(np.mean(each, axis=0))
+    assert result.to_json()["settled"] == list(result.settled)
+    expected = model(images[0][None].astype("float32"))["logits"][0]
+    np.testing.assert_allclose(predictor.logits(images[0]), expected, atol=1e-4)
 
 
 def test_stages_share_weights_and_can_be_saved(model, tmp_path):

@@ -1,6 +1,7 @@
 """Every command through `main`, as a user types it: what it writes, prints and refuses."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -204,6 +205,28 @@ def test_crf_refines_what_is_measured_and_written(run_folder, street, tmp_path):
     assert main(["predict", str(run_folder), str(image), "--out", str(tmp_path), "--crf"]) == 0
     with Image.open(tmp_path / "0.png") as mask:
         assert mask.mode == "P"
+
+
+def test_crf_parameters_are_searched_for_and_taken(run_folder, street, tmp_path, capsys):
+    words = ["evaluate", str(run_folder), "--limit", "1", "--json", str(tmp_path / "m.json")]
+    assert main([*words, "--crf-search", "--crf"]) == 2
+    assert "leave --crf and the like out" in capsys.readouterr().err
+    assert main([*words, "--crf-search"]) == 0
+    found = re.search(r"best: (--crf-parameters \S+ \S+ \S+)", capsys.readouterr().out)[1]
+    searched = json.loads((tmp_path / "m.json").read_text())
+    assert main([*words, *found.split()]) == 0
+    assert json.loads((tmp_path / "m.json").read_text()) == searched
+    assert main([*words, "--crf-parameters", "4", "-1", "5"]) == 2
+    assert "sigma_alpha is -1" in capsys.readouterr().err
+
+
+def test_superpixels_are_labelled_as_wholes(run_folder, street, tmp_path):
+    pytest.importorskip("skimage")
+    image = street / "val" / "images" / "0.png"
+    words = ["predict", str(run_folder), str(image), "--out", str(tmp_path), "--superpixels", "1"]
+    assert main(words) == 0
+    with Image.open(tmp_path / "0.png") as mask:
+        assert len(np.unique(np.asarray(mask))) == 1
 
 
 def test_models_as_json_is_one_list_and_nothing_else(capsys):

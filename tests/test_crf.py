@@ -12,13 +12,14 @@ from PIL import Image
 from rich.console import Console
 
 from kseg.card import ModelCard
-from kseg.crf import DenseCRF, Predictions, RefinedPredictor, search, softmax
+from kseg.crf import DenseCRF, Predictions, search
 from kseg.data.dataset import ArrayDataset
 from kseg.errors import UserError
 from kseg.evaluate import evaluate
 from kseg.inference import Predictor
 from kseg.permutohedral import GaussianFilter
 from kseg.predict import predict_files
+from kseg.refinement import RefinedPredictor, softmax
 from kseg.runtimes import Runtime
 
 COLOURS = np.array([[60, 120, 40], [180, 60, 70], [90, 90, 200]])
@@ -350,13 +351,13 @@ def net(output="logits"):
 
 def test_refined_predictor_is_more_right():
     before = evaluate(net(), Pictures(), split="val")
-    after = evaluate(RefinedPredictor.of(net(), DenseCRF()), Pictures(), split="val")
+    after = evaluate(RefinedPredictor.of(net(), [DenseCRF()]), Pictures(), split="val")
     assert after.images == before.images == 3
     assert after.miou > before.miou + 0.1
 
 
 def test_refined_predictor_answers_at_any_size(tmp_path):
-    refined = RefinedPredictor.of(net(), DenseCRF())
+    refined = RefinedPredictor.of(net(), [DenseCRF()])
     image, _ = picture(48, 64)
     probabilities = softmax(net().logits(image))
     expected = DenseCRF().refine(probabilities, image).argmax(-1)
@@ -369,7 +370,7 @@ def test_refined_predictor_answers_at_any_size(tmp_path):
 def test_refined_predictor_writes_files(tmp_path):
     image, _ = picture(48, 64)
     Image.fromarray(image).save(tmp_path / "photo.png")
-    refined = RefinedPredictor.of(net(), DenseCRF())
+    refined = RefinedPredictor.of(net(), [DenseCRF()])
     (written,) = predict_files(refined, [tmp_path / "photo.png"], tmp_path / "out")
     with Image.open(written) as mask:
         np.testing.assert_array_equal(np.asarray(mask), refined.predict(image))
@@ -377,7 +378,7 @@ def test_refined_predictor_writes_files(tmp_path):
 
 def test_a_class_map_cannot_be_refined():
     with pytest.raises(UserError, match="--output logits"):
-        RefinedPredictor.of(net("classes"), DenseCRF())
+        RefinedPredictor.of(net("classes"), [DenseCRF()])
 
 
 def test_search_on_a_predictor_and_a_data_set():

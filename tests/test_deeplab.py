@@ -1,17 +1,13 @@
 """DeepLab v1 and v2, Attention to Scale and Zoom-Out: what makes each of them what it is."""
 
-import sys
-
 import keras
 import numpy as np
 import pytest
 import zoo
 from keras import ops
 
-from kseg.errors import UserError
 from kseg.models import build, trainable_parameters
 from kseg.models.attention_to_scale import WeightedSum
-from kseg.models.zoomout import pool_over_superpixels
 
 NARROW = {"fc_channels": 8}
 
@@ -245,37 +241,3 @@ def test_zoomout_trains_its_classifier_alone_or_all(fine_tune, vgg16):
     model = build("zoomout", (64, 96, 3), 21, {"fine_tune": fine_tune})
     classifier = 4_736 * 1024 + 14 * 2 * 1024 + 1025 * 1024 + 1025 * 21
     assert trainable_parameters(model) == vgg16 + classifier
-
-
-HALVES = np.zeros((32, 48, 3), "uint8")
-HALVES[:, :20] = (200, 30, 30)
-HALVES[:, 20:] = (30, 30, 200)
-
-
-def test_superpixels_average_within_an_edge():
-    logits = np.random.RandomState(0).normal(size=(32, 48, 4)).astype("float32")
-    pooled = pool_over_superpixels(logits, HALVES, count=2)
-    assert pooled.dtype == logits.dtype
-    for half in np.s_[:, :20], np.s_[:, 20:]:
-        expected = np.broadcast_to(logits[half].mean((0, 1)), pooled[half].shape)
-        np.testing.assert_allclose(pooled[half], expected, atol=1e-6)
-
-
-def test_many_superpixels_keep_more():
-    logits = np.random.RandomState(0).normal(size=(32, 48, 1)).astype("float32")
-    few, many = (pool_over_superpixels(logits, HALVES, count=count) for count in (2, 60))
-    assert len(np.unique(few)) == 2
-    assert 30 <= len(np.unique(many)) <= 90
-    # Means of means: the sum over the image stays.
-    np.testing.assert_allclose(many.sum(), logits.sum(), atol=1e-2)
-
-
-def test_superpixels_of_another_image():
-    with pytest.raises(UserError, match=r"logits are \(32, 40\) pixels, the image \(32, 48\)"):
-        pool_over_superpixels(np.zeros((32, 40, 4), "float32"), HALVES)
-
-
-def test_superpixels_name_what_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
-    with pytest.raises(UserError, match=r"pip install 'kseg\[superpixels\]'"):
-        pool_over_superpixels(np.zeros((32, 48, 4), "float32"), HALVES)

@@ -45,6 +45,7 @@ class Copy:
     path: str = "copy.keras"
     offset: int = 0
     classes_known: bool = True
+    settled: tuple = ()
     sizes: list = field(default_factory=list)
 
     @property

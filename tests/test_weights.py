@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from kseg.errors import UserError
+from kseg.models import build
 from kseg.weights import Published, copy_weights, initialise_from, load_backbone_weights
 
 
@@ -76,6 +77,20 @@ def test_initialise_from_other_classes(tmp_path):
     assert initialise_from(model, tmp_path / "m.keras") == ["score", "up"]
     assert same(source, model, "body") and same(source, model, "body_bn")
     assert np.array_equal(fresh[0], model.get_layer("score").get_weights()[0])
+
+
+def test_staged_training_of_fcn_starts_from_the_coarser_net(tmp_path):
+    options = {"backbone": "mobilenetv3_small", "fc_channels": 8}
+    coarse, fine = (
+        build("fcn", (64, 64, 3), 3, options | {"finest_stride": stride}) for stride in (32, 8)
+    )
+    shuffled(coarse).save(tmp_path / "m.keras")
+    assert initialise_from(fine, tmp_path / "m.keras") == ["score16", "score8"]
+    assert all(same(coarse, fine, layer.name) for layer in coarse.layers)
+    assert not any(weight.any() for weight in fine.get_layer("score16").get_weights())
+    # A layer that is missing, and would add something, is refused.
+    with pytest.raises(UserError, match="score8/kernel .* is missing there"):
+        initialise_from(shuffled(fine), tmp_path / "m.keras")
 
 
 def test_initialise_from_another_model_lists_what_differs(tmp_path):

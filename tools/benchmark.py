@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from kseg import resize
-from kseg.crf import DenseCRF, softmax
+from kseg.crf import DenseCRF
 from kseg.data.augment import Augmentation
 from kseg.data.dataset import IGNORE_LABEL, FileDataset, open_dataset
 from kseg.data.pipeline import read_samples, training_batches
 from kseg.errors import UserError
 from kseg.inference import feed
+from kseg.refinement import softmax
 
 TARGET = 1.25  # the least that `input` should give over its peer
 WARM_UP_BATCHES = 4

@@ -7,7 +7,7 @@ from pathlib import Path
 from keras import KerasTensor, layers
 
 from kseg.backbones.features import Features, Form, Step, check_options, enter, stay
-from kseg.backbones.layers import TORCH, batch_norm, conv, normalise
+from kseg.backbones.layers import TORCH, average_pool, batch_norm, conv, normalise
 from kseg.registry import BACKBONES
 from kseg.weights import APPLICATIONS_URL, Published, load_backbone_weights
 
@@ -150,7 +150,7 @@ def _densenet(
             x = conv(x, x.shape[-1] // 2, 1, form=form, name=f"{name}_conv")
             step = enter(2 * stride, output_stride)
             if transition_pooling or step.strides == 2:
-                x = _average(x, step, f"{name}_pool")
+                x = average_pool(x, step=step, name=f"{name}_pool")
     x = batch_norm(x, epsilon=_EPSILON[form], name="bn")
     maps[32] = x = layers.ReLU(name="relu")(x)
     return x, Features(maps, tuple(maps.values()), output_stride=output_stride)
@@ -162,20 +162,6 @@ def _dense_layer(x: KerasTensor, growth: int, step: Step, form: Form, name: str)
     y = _bn_relu(y, form, f"{name}_1")
     y = conv(y, growth, 3, step=step, form=form, name=f"{name}_2_conv")
     return layers.Concatenate(name=f"{name}_concat")([x, y])
-
-
-def _average(x: KerasTensor, step: Step, name: str) -> KerasTensor:
-    """Return the mean over windows of 2 x 2 pixels that lie `step.entry` apart."""
-    if step.strides == 2:
-        return layers.AveragePooling2D(2, name=name)(x)
-    rate = step.entry
-    padded = layers.ZeroPadding2D(((0, rate), (0, rate)), name=f"{name}_pad")(x)
-    corners = [
-        layers.Cropping2D(((i, rate - i), (j, rate - j)), name=f"{name}_crop_{i}_{j}")(padded)
-        for i in (0, rate)
-        for j in (0, rate)
-    ]
-    return layers.Average(name=name)(corners)
 
 
 def _bn_relu(x: KerasTensor, form: Form, name: str) -> KerasTensor:

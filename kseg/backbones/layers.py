@@ -85,14 +85,30 @@ def max_pool(x: KerasTensor, *, step: Step, name: str) -> KerasTensor:
     """
     if step.entry == 1:
         return layers.MaxPooling2D(2, strides=step.strides, padding="same", name=name)(x)
-    rate = step.entry
+    return layers.Maximum(name=name)(_corners(x, step.entry, name))
+
+
+def average_pool(x: KerasTensor, *, step: Step, name: str) -> KerasTensor:
+    """Return the mean over windows of 2 x 2 pixels that lie `step.entry` apart.
+
+    Args:
+        x: a map (B, H, W, C) of even sides where it is strided; else zeros at the far border count.
+        step: stride 2, or 1 and the distance of the window's pixels.
+        name: of the last layer.
+    """
+    if step.strides == 2:
+        return layers.AveragePooling2D(2, name=name)(x)
+    return layers.Average(name=name)(_corners(x, step.entry, name))
+
+
+def _corners(x: KerasTensor, rate: int, name: str) -> list[KerasTensor]:
+    """Return `x`, and `x` moved by `rate` pixels up, left and both; zeros come in."""
     padded = layers.ZeroPadding2D(((0, rate), (0, rate)), name=f"{name}_pad")(x)
-    corners = [
+    return [
         layers.Cropping2D(((i, rate - i), (j, rate - j)), name=f"{name}_crop_{i}_{j}")(padded)
         for i in (0, rate)
         for j in (0, rate)
     ]
-    return layers.Maximum(name=name)(corners)
 
 
 def _padded(

@@ -8,7 +8,7 @@ from typing import Literal
 import keras
 from keras import layers, ops
 
-from kseg.blocks import check_input
+from kseg.blocks import check_input, enlarged
 from kseg.models.deeplabv1 import average, dilated_vgg16, fully_connected
 from kseg.registry import MODELS
 from kseg.upsampling import resize_to
@@ -70,7 +70,7 @@ def AttentionToScale(
         features = [map_["fc7"] for map_ in maps.values()]
         scores.append(_attention(features, attention_channels, dropout))
     layer = {"attention": WeightedSum, "max": layers.Maximum, "average": layers.Average}[merge]
-    outputs = {"logits": enlarged(layer(name="merge")(scores), size, name="logits")}
+    outputs = {"logits": enlarged(layer(name="merge")(scores), size)}
     if aux:
         outputs |= {name: enlarged(map_["scores"], size, name=name) for name, map_ in maps.items()}
     return keras.Model(image, outputs, name="attention_to_scale")
@@ -100,12 +100,6 @@ def at_scales(net: keras.Model, percents: Sequence[int]) -> dict[str, dict[str, 
             for name, map_ in maps.items()
         }
     return found
-
-
-def enlarged(scores: keras.KerasTensor, size: tuple[int, int], *, name: str) -> keras.KerasTensor:
-    """Resize scores (B, h, w, C) to the image: an output (B, H, W, C) float32 called `name`."""
-    x = resize_to(scores, size, name=f"{name}_resize")
-    return layers.Activation("linear", dtype="float32", name=name)(x)
 
 
 @keras.saving.register_keras_serializable("kseg")

@@ -6,8 +6,8 @@ import keras
 from keras import layers
 
 from kseg.backbones.features import Form
-from kseg.blocks import check_input
-from kseg.models.attention_to_scale import SUPERVISED, at_scales, enlarged
+from kseg.blocks import check_input, enlarged
+from kseg.models.attention_to_scale import SUPERVISED, at_scales
 from kseg.models.deeplabv1 import dilated_vgg16, fully_connected
 from kseg.registry import BACKBONES, MODELS
 
@@ -63,7 +63,7 @@ def DeepLabV2(
     maps = at_scales(net, (100, 75, 50) if msc or aux else (100,))
     scores = [map_["scores"] for map_ in maps.values()]
     x = layers.Maximum(name="merge")(scores) if len(scores) > 1 else scores[0]
-    outputs = {"logits": enlarged(x, size, name="logits")}
+    outputs = {"logits": enlarged(x, size)}
     if aux:
         outputs |= {name: enlarged(map_["scores"], size, name=name) for name, map_ in maps.items()}
     return keras.Model(image, outputs, name="deeplabv2")
@@ -114,7 +114,7 @@ def DeepLabV2VGG(
         x = fully_connected(pool5, fc_channels, rate=rate, dropout=dropout, suffix=suffix)
         scores.append(layers.Conv2D(num_classes, 1, name=f"fc8{suffix}")(x))
     scores = layers.Add(name="aspp")(scores)
-    logits = enlarged(scores, input_shape[:2], name="logits")
+    logits = enlarged(scores, input_shape[:2])
     return keras.Model(image, {"logits": logits}, name="deeplabv2_vgg")
 
 

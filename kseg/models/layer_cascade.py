@@ -10,10 +10,9 @@ import numpy as np
 from keras import layers, ops
 
 from kseg.backbones.features import Form
-from kseg.blocks import check_input, classifier, conv_bn_relu
+from kseg.blocks import check_input, classifier, conv_bn_relu, enlarged
 from kseg.errors import UserError
 from kseg.registry import BACKBONES, MODELS
-from kseg.upsampling import resize_to
 
 _STAGES = (1, 2, 3)
 
@@ -36,7 +35,8 @@ def LayerCascade(
 
     A pixel leaves at the first stage whose largest probability is above the threshold, and its
     logits are those of that stage. What this model computes is dense, and the select costs a
-    little; time is saved by `infer_by_stage`.
+    little; time is saved by `infer_by_stage`, by which `kseg evaluate` and `kseg predict` run a
+    .keras file, and the first reports the share of pixels that each stage has settled.
 
     With `aux`, each stage learns from the pixels that reach it. Those it settles are in "logits";
     "stage1" and "stage2" hold the logits of their stage at every pixel, and let gradients pass
@@ -90,13 +90,18 @@ def LayerCascade(
     harder = Hard(threshold, dtype="float32", name="stage2_hard")(second)
     x = Select(dtype="float32", name="select2")([harder, last, second])
     x = Select(dtype="float32", name="select1")([hard, x, first])
-    outputs = {"logits": _output(x, size, name="logits")}
+    outputs = {"logits": enlarged(x, size)}
     if aux:
         both = layers.Multiply(dtype="float32", name="both_hard")([hard, harder])
         for name, scores, passed in (("stage1", first, hard), ("stage2", second, both)):
             scores = _learning_where(passed, scores, name=name)
-            outputs[name] = _output(scores, size, name=name)
+            outputs[name] = enlarged(scores, size, name=name)
     return keras.Model(image, outputs, name="layer_cascade")
+
+
+def is_cascade(model: keras.Model) -> bool:
+    """Tell whether a model is a layer cascade, by its layers."""
+    return any(isinstance(layer, Hard) for layer in model.layers)
 
 
 def settled_shares(model: keras.Model, image: keras.KerasTensor) -> tuple[float, ...]:
@@ -198,11 +203,6 @@ def _learning_where(
 ) -> keras.KerasTensor:
     still = StopGradient(dtype="float32", name=f"{name}_still")(scores)
     return Select(dtype="float32", name=f"{name}_learning")([passed, scores, still])
-
-
-def _output(x: keras.KerasTensor, size: tuple[int, int], *, name: str) -> keras.KerasTensor:
-    x = resize_to(x, size, name=f"{name}_resize")
-    return layers.Activation("linear", dtype="float32", name=name)(x)
 
 
 @keras.saving.register_keras_serializable("kseg")

@@ -8,7 +8,7 @@ import keras
 from keras import layers
 
 from kseg.backbones.features import Form
-from kseg.blocks import check_input, conv_bn_relu, pool_to
+from kseg.blocks import check_input, conv_bn_relu, enlarged, pool_to
 from kseg.registry import BACKBONES, MODELS
 from kseg.upsampling import resize_to
 
@@ -66,6 +66,5 @@ def LRASPP(
     x = layers.Conv2D(num_classes, 1, name="score_high")(x)
     low = layers.Conv2D(num_classes, 1, name="score_low")(low)
     x = layers.Add(name="scores")([x, low])
-    x = resize_to(x, input_shape[:2], name="logits_resize")
-    x = layers.Activation("linear", dtype="float32", name="logits")(x)
+    x = enlarged(x, input_shape[:2])
     return keras.Model(image, {"logits": x}, name="lraspp")

@@ -6,7 +6,7 @@ import keras
 from keras import layers
 
 from kseg.backbones.features import Form
-from kseg.blocks import check_input
+from kseg.blocks import check_input, enlarged
 from kseg.registry import BACKBONES, MODELS
 from kseg.upsampling import resize_to
 
@@ -73,8 +73,7 @@ def RefineNet(
         coarser = _residual_units(x, units_behind, name=f"output{stride}")
     x = layers.Dropout(dropout, name="logits_dropout")(coarser)
     x = _conv(x, num_classes, 3, use_bias=True, name="logits_conv")
-    x = resize_to(x, input_shape[:2], name="logits_resize")
-    x = layers.Activation("linear", dtype="float32", name="logits")(x)
+    x = enlarged(x, input_shape[:2])
     return keras.Model(image, {"logits": x}, name="refinenet")
 
 

@@ -9,9 +9,8 @@ from keras import layers
 
 from kseg.backbones.features import Form
 from kseg.backbones.wide_resnet import WideResNet38
-from kseg.blocks import check_input, conv_bn_relu
+from kseg.blocks import check_input, conv_bn_relu, enlarged
 from kseg.registry import MODELS
-from kseg.upsampling import resize_to
 
 _RATE = 12
 
@@ -58,6 +57,5 @@ def ResNet38(
     )
     x = conv_bn_relu(features.stages[-1], 8 * base_channels, dilation=_RATE, name="head")
     x = layers.Conv2D(num_classes, 3, padding="same", dilation_rate=_RATE, name="logits_conv")(x)
-    x = resize_to(x, input_shape[:2], name="logits_resize")
-    x = layers.Activation("linear", dtype="float32", name="logits")(x)
+    x = enlarged(x, input_shape[:2])
     return keras.Model(image, {"logits": x}, name="resnet38")

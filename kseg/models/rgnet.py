@@ -143,10 +143,15 @@ class RepresentativeAttention(layers.Layer):
         query, key, value, offsets = inputs
         height, width, channels = query.shape[1:]
         rows, columns = ops.split(offsets + _neighbourhood(height, width), 2, axis=-1)
-        samples = _sample(ops.concatenate([key, value], axis=-1), rows, columns)
-        key, value = ops.split(samples, 2, axis=-1)
-        similarity = ops.matmul(key, ops.reshape(query, (-1, channels, 1)))
-        gathered = ops.sum(ops.softmax(similarity, axis=1) * value, axis=1)
+        corners = _corners(rows, columns, height, width)
+        query = ops.reshape(query, (-1, channels, 1))
+        # A sample is a sum of four pixels, and all behind it is linear: no sample is ever made.
+        similarity = sum(share * ops.matmul(_read(key, index), query) for index, share in corners)
+        weight = ops.softmax(similarity, axis=1)
+        gathered = sum(
+            ops.matmul(ops.transpose(weight * share, (0, 2, 1)), _read(value, index))
+            for index, share in corners
+        )
         return ops.reshape(gathered, (-1, height, width, channels))
 
 
@@ -159,33 +164,38 @@ def _neighbourhood(height: int, width: int) -> np.ndarray:
     return np.concatenate([rows, columns], axis=-1).astype("float32")
 
 
-def _sample(
-    x: keras.KerasTensor, rows: keras.KerasTensor, columns: keras.KerasTensor
-) -> keras.KerasTensor:
-    """Read a map bilinearly at given positions.
+def _corners(
+    rows: keras.KerasTensor, columns: keras.KerasTensor, height: int, width: int
+) -> list[tuple[keras.KerasTensor, keras.KerasTensor]]:
+    """Return the pixels that bilinear samples are made of.
 
     Args:
-        x: (B, H, W, C).
         rows: (B, H, W, S), in pixels; beyond the border counts as on it.
         columns: likewise.
+        height: of the map.
+        width: of the map.
 
     Returns:
-        (B * H * W, S, C).
+        Of each of the four, the number (B * H * W, S) in the maps read row by row, and its share
+        (B * H * W, S, 1) in the sample.
     """
-    height, width, channels = x.shape[1:]
     samples = rows.shape[-1]
     top, down = _corner(rows, height)
     left, right = _corner(columns, width)
-    image = ops.arange(ops.shape(x)[0], dtype="int32")[:, None, None, None]
+    image = ops.arange(ops.shape(rows)[0], dtype="int32")[:, None, None, None]
     index = ops.reshape((image * height + top) * width + left, (-1, samples))
     down, right = (ops.reshape(part, (-1, samples, 1)) for part in (down, right))
-    pixels = ops.reshape(x, (-1, channels))
-    # Corner by corner: all four at once would be four times the memory.
-    upper = (1.0 - right) * ops.take(pixels, index, axis=0)
-    upper = upper + right * ops.take(pixels, index + 1, axis=0)
-    lower = (1.0 - right) * ops.take(pixels, index + width, axis=0)
-    lower = lower + right * ops.take(pixels, index + width + 1, axis=0)
-    return (1.0 - down) * upper + down * lower
+    return [
+        (index, (1.0 - down) * (1.0 - right)),
+        (index + 1, (1.0 - down) * right),
+        (index + width, down * (1.0 - right)),
+        (index + width + 1, down * right),
+    ]
+
+
+def _read(x: keras.KerasTensor, index: keras.KerasTensor) -> keras.KerasTensor:
+    """Return the pixels (N, S, C) of maps (B, H, W, C) whose numbers are `index` (N, S)."""
+    return ops.take(ops.reshape(x, (-1, x.shape[-1])), index, axis=0)
 
 
 def _corner(position: keras.KerasTensor, side: int) -> tuple[keras.KerasTensor, keras.KerasTensor]:

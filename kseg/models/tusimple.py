@@ -9,9 +9,9 @@ from keras import layers
 
 from kseg.backbones.features import Form
 from kseg.backbones.units import configured
-from kseg.blocks import check_input
+from kseg.blocks import check_input, enlarged
 from kseg.registry import MODELS
-from kseg.upsampling import depth_to_space, resize_to
+from kseg.upsampling import depth_to_space
 
 _OUTPUT_STRIDE = 8
 # Dilation rates of the units at strides 16 and 32 of the undilated network. The longest stage
@@ -72,8 +72,7 @@ def TuSimple(
     build = configured(backbone, rates=_HDC[hdc], insist=hdc != "released", deep_stem=deep_stem)
     features = build(image, output_stride=_OUTPUT_STRIDE, weights=backbone_weights, form=form)
     x = _dense_upsampling(features.stages[-1], num_classes, rates, _OUTPUT_STRIDE // cell_width)
-    x = resize_to(x, input_shape[:2], name="logits_resize")
-    x = layers.Activation("linear", dtype="float32", name="logits")(x)
+    x = enlarged(x, input_shape[:2])
     return keras.Model(image, {"logits": x}, name="tusimple")
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 
 import keras
-import numpy as np
 from keras import layers
 
 from kseg.backbones.vgg import VGG16
 from kseg.blocks import check_input, classifier, conv_bn_relu, pool_to
-from kseg.errors import UserError
 from kseg.registry import MODELS
 from kseg.upsampling import resize_to
 
@@ -27,7 +25,7 @@ def ZoomOut(
 ) -> keras.Model:
     """Build Zoom-Out for pixels: a classifier of three layers on all maps of VGG16 at stride 4.
 
-    `pool_over_superpixels` makes the paper's regions of its logits.
+    `kseg.superpixels` makes the paper's regions of what it says.
 
     Args:
         input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32.
@@ -71,41 +69,6 @@ def ZoomOut(
     )(x)
     x = layers.Dropout(dropout, name="fc2_dropout")(x)
     return keras.Model(image, {"logits": classifier(x, num_classes, size)}, name="zoomout")
-
-
-def pool_over_superpixels(
-    logits: np.ndarray, image: np.ndarray, *, count: int = 500, compactness: float = 10.0
-) -> np.ndarray:
-    """Give every pixel the mean of the logits in its superpixel.
-
-    Args:
-        logits: (H, W, C).
-        image: (H, W, 3) uint8 RGB, from which the superpixels are made.
-        count: about how many superpixels; the paper takes 500 an image.
-        compactness: how much nearness counts beside colour.
-
-    Returns:
-        (H, W, C), as `logits`.
-
-    Raises:
-        UserError: if sizes differ, or scikit-image is not there.
-
-    Source:
-        Mostajabi, Yadollahpour, Shakhnarovich, CVPR 2015, section 3; superpixels by Achanta et
-        al., "SLIC Superpixels", PAMI 2012, as in scikit-image.
-    """
-    if logits.shape[:2] != image.shape[:2]:
-        raise UserError(f"logits are {logits.shape[:2]} pixels, the image {image.shape[:2]}")
-    try:
-        from skimage.segmentation import slic
-    except ImportError as error:
-        raise UserError("superpixels need scikit-image: pip install 'kseg[superpixels]'") from error
-    segments = slic(image, n_segments=count, compactness=compactness, start_label=0)
-    labels = segments.ravel()
-    pixels = np.bincount(labels)
-    sums = [np.bincount(labels, channel) for channel in logits.reshape(len(labels), -1).T]
-    means = np.stack(sums, axis=-1) / np.maximum(pixels, 1)[:, None]
-    return means[segments].astype(logits.dtype)
 
 
 def _first_layer(
