@@ -53,11 +53,10 @@ def BiSeNetV2(
     Source:
         Yu, Gao, Wang, Yu, Shen, Sang, "BiSeNet V2: Bilateral Network with Guided Aggregation for
         Real-time Semantic Segmentation", IJCV 2021, section 4 and table 1, arXiv:2004.02147;
-        mmsegmentation, `bisenetv2.py`, and github.com/CoinCheung/BiSeNet, which agree on what
-        the paper leaves open.
+        mmsegmentation, `bisenetv2.py`, and github.com/CoinCheung/BiSeNet.
 
     Differs:
-        As in both of these, ReLU behind the depthwise convolution of a gather-and-expansion layer
+        As in both of these codes, ReLU behind the depthwise convolution of a gather-and-expansion layer
         and behind the aggregation, and batch normalisation and ReLU behind the context embedding.
         The heads' widths are CoinCheung's, but a booster has a single hidden convolution.
     """
