@@ -56,9 +56,9 @@ def BiSeNetV2(
         mmsegmentation, `bisenetv2.py`, and github.com/CoinCheung/BiSeNet.
 
     Differs:
-        As in both of these codes, ReLU behind the depthwise convolution of a gather-and-expansion layer
-        and behind the aggregation, and batch normalisation and ReLU behind the context embedding.
-        The heads' widths are CoinCheung's, but a booster has a single hidden convolution.
+        As in both codes, ReLU follows the depthwise convolution of a gather-and-expansion layer
+        and the aggregation, and batch normalisation and ReLU the context embedding. The heads'
+        widths are CoinCheung's, but a booster has a single hidden convolution.
     """
     check_input(input_shape, num_classes)
     size = input_shape[:2]
