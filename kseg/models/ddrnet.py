@@ -223,7 +223,7 @@ def dappm(
         (B, H, W, out_channels).
 
     Source:
-        Hong et al. (see `DDRNet`), section III-C; for PAPPM Xu et al. (see `PIDNet`), section 3.3.
+        Hong et al. (see `DDRNet`), section III; for PAPPM Xu et al. (see `PIDNet`), section 3.
     """
     pools = [
         PaddedAverage(window, stride, name=f"{name}{number}_pool")(x)
