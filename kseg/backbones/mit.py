@@ -116,9 +116,7 @@ def _overlap_patch_embed(
     return _layer_norm(_conv(x, filters, kernel, name, strides=strides, padding=padding), name)
 
 
-def _attend(
-    x: KerasTensor, heads: int, reduction: int, drop_path: float, name: str
-) -> KerasTensor:
+def _attend(x: KerasTensor, heads: int, reduction: int, drop_path: float, name: str) -> KerasTensor:
     """Return `x` plus attention to itself, or to a map whose sides are `reduction` times smaller.
 
     The map that is attended to so has stride 32 at every stage.
