@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,15 @@ def _mix_ffn(x: KerasTensor, activation: str, drop_path: float, name: str) -> Ke
     y = layers.DepthwiseConv2D(
         3, padding="same", depthwise_initializer=_he_fan_out(), name=f"{name}_depthwise"
     )(y)
-    y = layers.Activation(activation, name=f"{name}_{activation}")(y)
+    y = _activate(y, activation, f"{name}_{activation}")
     y = _linear(y, x.shape[-1], f"{name}_project")
     return _add(x, y, drop_path, name)
+
+
+def _activate(x: KerasTensor, activation: str, name: str) -> KerasTensor:
+    if activation == "gelu":
+        return GELU(name=name)(x)
+    return layers.Activation(activation, name=name)(x)
 
 
 def _add(x: KerasTensor, y: KerasTensor, drop_path: float, name: str) -> KerasTensor:
@@ -177,6 +184,20 @@ def _layer_norm(x: KerasTensor, name: str) -> KerasTensor:
 
 def _he_fan_out() -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+@keras.saving.register_keras_serializable("kseg")
+class GELU(layers.Layer):
+    """x / 2 (1 + erf(x / sqrt 2)), the exact GELU.
+
+    Keras's own holds an Erfc on TensorFlow 2.21, which tf2onnx 1.17 does not know; TFLite makes
+    its GELU of either.
+    """
+
+    def call(self, x: KerasTensor) -> KerasTensor:
+        """Return the activation of `x`, of its shape."""
+        # The converter knows just this order of the factors: any other leaves an Erf, and fails.
+        return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
 
 
 @keras.saving.register_keras_serializable("kseg")
