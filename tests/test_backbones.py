@@ -54,6 +54,13 @@ DEEPER |= {
 }
 RUN = [name for name in FACTS if name not in DEEPER]
 DILATED = [name for name in RUN if "output_stride" not in BACKBONES.entry(name).limits]
+# The deepest of them in one form by default: the padding differs, the depth does not.
+ONE_FORM = ("efficientnetv2_b0", "torch")
+DILATIONS = [
+    pytest.param(name, form, marks=[pytest.mark.slow] * ((name, form) == ONE_FORM))
+    for name in DILATED
+    for form in ("keras", "torch")
+]
 UNDILATED = [name for name in BACKBONES if "output_stride" in BACKBONES.entry(name).limits]
 # Up to 10 s each; models on the largest of each family are counted in test_context.py.
 SLOW = DEEPER - {"resnet34", "resnet101", "resnet152", "mit_b1"} | {"resnet38"}
@@ -157,8 +164,7 @@ def test_vgg_features_are_convolutions_and_its_stages_pools():
     assert features.stages[2].shape[1:] == (8, 12, 256)
 
 
-@pytest.mark.parametrize("form", ["keras", "torch"])
-@pytest.mark.parametrize("name", DILATED)
+@pytest.mark.parametrize(("name", "form"), DILATIONS)
 def test_dilation_is_exact(name, form):
     """A dilated map holds the strided one at every 2nd (4th) pixel, borders included."""
     narrow = NARROW.get(name, {})
