@@ -152,7 +152,13 @@ def models(config: c.ModelsConfig) -> int:
         names = [config.name] if config.name else list(MODELS)
         print(json.dumps(catalogue(names), indent=1))
         return 0
-    return _list(MODELS, config.name)
+    if config.name is not None:
+        return _list(MODELS, config.name)
+    from kseg.catalogue import listed
+
+    _show(listed(sort=config.sort))
+    print("512 x 512, 21 classes; TFLite on one thread, `python -m tools.model_table`")
+    return 0
 
 
 def backbones(config: c.BackbonesConfig) -> int:

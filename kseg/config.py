@@ -208,6 +208,8 @@ class ModelsConfig:
 
     name: Name = None
     """Show this one's signature and docstring."""
+    sort: str = "name"
+    """Order of the list: name, parameters, macs, float-mb, int8-mb, float-ms or int8-ms."""
     json: Switch = False
     """Print all that is known of each as one JSON list."""
 
