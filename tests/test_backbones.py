@@ -11,7 +11,8 @@ from kseg.registry import BACKBONES
 from kseg.weights import copy_weights, of_backbone
 
 # Trainable parameters and the width of each stage (architectures.md 0.3; the basic ResNets and
-# DenseNet-161 are torchvision's counts less their classifiers of 513,000 and 2,209,000).
+# DenseNet-161 are torchvision's counts less their classifiers of 513,000 and 2,209,000; STDC's are
+# the authors' 8,443,552 and 12,474,016 less what is behind the last stage, 3,125,248).
 FACTS = {
     "vgg16": (14_714_688, (64, 128, 256, 512, 512)),
     "resnet18": (11_176_512, (64, 64, 128, 256, 512)),
@@ -33,15 +34,18 @@ FACTS = {
     "hrnet_w32": (29_305_536, (64, 32, 64, 128, 256)),
     "hrnet_w48": (65_325_120, (64, 48, 96, 192, 384)),
     "resnet38": (105_070_912, (128, 256, 512, 1024, 4096)),
+    "stdc1": (5_318_304, (32, 64, 256, 512, 1024)),
+    "stdc2": (9_348_768, (32, 64, 256, 512, 1024)),
 }
 # These are other members with more blocks; running them shows nothing new.
 DEEPER = {"resnet34", "resnet101", "resnet152", "xception65"}
 DEEPER |= {"densenet161", "densenet169", "densenet201", "hrnet_w18", "hrnet_w32", "hrnet_w48"}
+DEEPER |= {"stdc2"}
 RUN = [name for name in FACTS if name not in DEEPER]
 DILATED = [name for name in RUN if "output_stride" not in BACKBONES.entry(name).limits]
 UNDILATED = [name for name in BACKBONES if "output_stride" in BACKBONES.entry(name).limits]
 # Up to 10 s each; models on the largest of each family are counted in test_context.py.
-SLOW = DEEPER - {"resnet34", "resnet101", "resnet152"} | {"resnet38"}
+SLOW = DEEPER - {"resnet34", "resnet101", "resnet152", "stdc2"} | {"resnet38"}
 # Options that make running a wide network cheap, and change nothing else.
 NARROW = {"resnet38": {"base_channels": 8}}
 ORIGINALS = {

@@ -104,6 +104,11 @@ COUNTS = [
     ("lraspp", 21, {"form": "torch"}, 3_221_538),
     ("lraspp", 19, {"backbone": "mobilenetv3_small"}, 1_077_646),
     ("fastscnn", 19, {}, 1_138_051),
+    ("bisenetv2", 19, {"aux": False}, 3_358_627),
+    # PaddleSeg's layers, less 512 biases in the pooling and plus one a class and head.
+    ("ppliteseg", 19, {}, 8_141_600 - 512 + 3 * 19),
+    ("ppliteseg", 19, {"backbone": "stdc2"}, 12_366_464 - 512 + 3 * 19),
+    ("ppliteseg", 19, {"attention": "channel"}, 8_234_432 - 512 + 3 * 19),
     ("segnet", 11, {}, 29_449_355),
     ("segnet_basic", 11, {}, 1_416_587),
     ("frrn", 19, {}, 17_746_803),
