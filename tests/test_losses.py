@@ -9,6 +9,7 @@ from PIL import Image
 
 from kseg.errors import UserError
 from kseg.losses import CrossEntropy, valid_pixels
+from kseg.losses.boundary_loss import BoundaryAwareLoss, BoundaryLoss, boundaries
 from kseg.losses.class_weights import (
     PixelCounts,
     count_pixels,
@@ -198,6 +199,132 @@ def test_presence_config_round_trip_through_json():
 
 def test_presence_is_no_loss_of_a_run():
     assert "se" not in LOSSES
+
+
+# Boundary losses. A row of ten pixels whose class changes in the middle: 4 of them are boundary.
+ROW = [0] * 5 + [1] * 5
+ON_ROW = np.array([0, 0, 0, 1, 1, 1, 1, 0, 0, 0])
+
+
+def boundary_loss(mask, logits, **options):
+    logits = np.array(logits, "float32")[..., None]
+    return keras.ops.convert_to_numpy(BoundaryLoss(**options)(np.array(mask), logits))
+
+
+def aware_loss(mask, values, **options):
+    loss = BoundaryAwareLoss(**options)(np.array(mask), np.array(values, "float32"))
+    return keras.ops.convert_to_numpy(loss)
+
+
+def test_boundary_is_two_pixels_on_either_side():
+    row = np.array([[ROW]])
+    np.testing.assert_array_equal(boundaries(row)[0, 0], ON_ROW)
+    np.testing.assert_array_equal(boundaries(row.transpose(0, 2, 1))[0, :, 0], ON_ROW)
+    np.testing.assert_array_equal(boundaries(row, width=2)[0, 0], [0] * 4 + [1] * 2 + [0] * 4)
+    # Ids are names: how far apart they are means nothing.
+    np.testing.assert_array_equal(boundaries(200 * row)[0, 0], ON_ROW)
+
+
+def test_no_boundary_begins_behind_an_ignored_pixel():
+    assert not np.any(boundaries(np.array([[[0, 0, 255, 1, 1]]])))
+    assert not np.any(boundaries(np.array([[[0, 0, 9, 1, 1]]]), ignore_label=9))
+
+
+def test_boundary_by_hand():
+    # Boundaries at a probability of 3/4, weighed by the 6/10 that are none; the rest at 1/2,
+    # weighed by 4/10.
+    loss = boundary_loss([[ROW]], [[np.log(3) * ON_ROW]])
+    expected = np.where(ON_ROW, 0.6 * math.log(4 / 3), 0.4 * math.log(2))
+    np.testing.assert_allclose(loss, [[expected]], rtol=1e-6)
+
+
+def test_boundary_balances_each_image_by_itself():
+    mask, logits = drawn(num_classes=2)
+    mask[0, :, 1:] = 0
+    logits = logits[..., 0]
+    both = boundary_loss(mask, logits)
+    assert both.shape == mask.shape and both.dtype == "float32"
+    for index in (0, 1):
+        alone = boundary_loss(mask[index : index + 1], logits[index : index + 1])
+        np.testing.assert_allclose(both[index], alone[0], rtol=1e-5)
+
+
+def test_boundary_predicted_rightly_costs_nothing():
+    assert boundary_loss([[ROW]], [[100 * ON_ROW - 50]]).max() < 1e-6
+
+
+def test_ignored_pixels_neither_cost_nor_weigh_in_a_boundary():
+    logits = np.linspace(-2, 2, 10)
+    short = boundary_loss([[ROW[:8]]], [[logits[:8]]])
+    long = boundary_loss([[ROW[:8] + [255, 255]]], [[logits]])
+    np.testing.assert_allclose(long[..., :8], short, rtol=1e-6)
+    assert not long[..., 8:].any()
+    np.testing.assert_array_equal(
+        boundary_loss([[ROW[:8] + [9, 9]]], [[logits]], ignore_label=9), long
+    )
+
+
+def test_image_without_boundary_or_without_class_costs_nothing():
+    logits = tf.Variable(drawn()[1][..., :1])
+    mask = np.stack([np.ones((5, 7)), np.full((5, 7), 255)])
+    with tf.GradientTape() as tape:
+        loss = BoundaryLoss()(mask, logits)
+    assert not np.any(loss) and not np.any(tape.gradient(loss, logits))
+
+
+def test_boundary_aware_by_hand():
+    # Softmax of (ln 1, ln 3) is (1/4, 3/4). Only the first two are boundary by more than 0.8,
+    # which is a logit of ln 4.
+    values = np.log([[[[1, 3, 4.1], [1, 3, 4.1], [1, 1, 3.9], [1, 1, 1]]]])
+    loss = aware_loss([[[0, 1, 0, 1]]], values)
+    np.testing.assert_allclose(loss, [(math.log(4) + math.log(4 / 3)) / 2], rtol=1e-6)
+    loss = aware_loss([[[0, 1, 0, 1]]], values, threshold=0.75)
+    np.testing.assert_allclose(loss, [(math.log(16 / 3) + math.log(2)) / 3], rtol=1e-6)
+
+
+def test_boundary_aware_leaves_out_ignored_pixels_and_images_without_boundary():
+    values = np.log([[[[1, 3, 5], [7, 3, 5]]], [[[1, 3, 1], [1, 3, 1]]]])
+    loss = aware_loss([[[0, 255]], [[0, 1]]], values)
+    np.testing.assert_allclose(loss, [math.log(4), 0], rtol=1e-6)
+    np.testing.assert_array_equal(aware_loss([[[0, 9]], [[0, 1]]], values, ignore_label=9), loss)
+
+
+def test_boundary_aware_teaches_the_classifier_alone():
+    values = tf.Variable(np.log([[[[1, 3, 5.0], [1, 3, 1]]]]))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(BoundaryAwareLoss()(np.array([[[0, 0]]]), values))
+    gradient = tape.gradient(loss, values)
+    np.testing.assert_allclose(gradient[0, 0], [[-0.75, 0.75, 0], [0, 0, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [BoundaryLoss(), BoundaryAwareLoss()], ids=lambda loss: loss.name)
+def test_boundary_losses_have_a_finite_float16_gradient(loss):
+    shape = (1, 1, 10, 1 if loss.name == "boundary" else 3)
+    logits = tf.Variable(np.resize(np.array([65504, -65504], "float16"), shape))
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(loss(np.array([[ROW]]), logits)) / 100
+    gradient = tape.gradient(total, logits)
+    assert gradient.dtype == "float16"
+    assert np.isfinite(total) and np.isfinite(gradient).all() and np.any(gradient)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        BoundaryLoss(width=6, ignore_label=7, name="edge"),
+        BoundaryAwareLoss(threshold=0.5, ignore_label=7, name="edge"),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_boundary_config_round_trip_through_json(loss):
+    text = json.dumps(keras.saving.serialize_keras_object(loss))
+    again = keras.saving.deserialize_keras_object(json.loads(text))
+    assert type(again) is type(loss) and again.get_config() == loss.get_config()
+    assert vars(again)["ignore_label"] == 7
+
+
+def test_boundaries_are_no_loss_of_a_run():
+    assert not {"boundary", "boundary_aware"} & set(LOSSES)
 
 
 # Class weights. Two images of four pixels: class 0 has 4 + 1, class 1 has 2, class 2 none, and
