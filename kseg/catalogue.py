@@ -18,7 +18,7 @@ from kseg.errors import UserError
 from kseg.registry import BACKBONES, MODELS, Entry, nearest
 
 # Every model can be written as these; a limit of a registration takes one away.
-TARGETS = {"tflite-float32": "tflite", "tflite-int8": "int8", "saved_model": "", "onnx": "onnx"}
+TARGETS = {"tflite-float32": "tflite", "tflite-int8": "int8", "saved_model": ""}
 # Names of `kseg models --sort`, and the key of `table` that each stands for.
 SORTS = {
     "name": None,

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import operator
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,10 +30,9 @@ if TYPE_CHECKING:
     from kseg.inference import Predictor
     from kseg.refinement import Refinement
 
-DESCRIPTION = (
-    "Semantic segmentation: from labelled images to a small, fast, verified model on a device. "
-    "`kseg --version` prints the version."
-)
+DESCRIPTION = """Semantic segmentation, from labelled images to a verified model on a device.
+
+`kseg --version` prints the version."""
 EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -57,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, EXIT_USER)
     except Failure as error:
         return _complain(error, EXIT_FAILURE)
+    except BrokenPipeError:
+        # The reader, as `head`, has enough; what is still buffered must not fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
     except OSError as error:
         if error.filename is None:
             raise
@@ -126,7 +130,7 @@ def predict(config: c.PredictConfig) -> int:
     predictor = _opened(config.model, config)
     with counting("labelling") as on_image:
         written = predict_files(predictor, config.images, config.out, on_image=on_image)
-    print(f"{len(written)} images labelled: {config.out}")
+    print(f"{len(written)} image{'s' if len(written) != 1 else ''} labelled: {config.out}")
     return 0
 
 

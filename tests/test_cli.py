@@ -240,7 +240,7 @@ def test_models_as_json_is_one_list_and_nothing_else(capsys):
     assert fcn["parameters"] == 134_362_751
     assert fcn["macs"] / 1e9 == pytest.approx(110.8, rel=0.01)
     assert fcn["options"]["finest_stride"] == 8 and "resnet50" in fcn["backbones"]
-    assert fcn["source"].startswith("Long, Shelhamer, Darrell") and "onnx" in fcn["targets"]
+    assert fcn["source"].startswith("Long, Shelhamer, Darrell") and "tflite-int8" in fcn["targets"]
 
 
 def test_export_takes_a_run_and_counts_from_one(run_folder, capsys):
