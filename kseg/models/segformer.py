@@ -1,0 +1,91 @@
+"""SegFormer: a Mix Transformer's maps need no more than a perceptron to be joined."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Literal
+
+import keras
+from keras import layers
+
+from kseg.backbones.features import Features, Form
+from kseg.blocks import check_input, classifier, conv_bn_relu
+from kseg.errors import UserError
+from kseg.registry import BACKBONES, MODELS
+from kseg.upsampling import resize_to
+
+
+@MODELS.register("segformer")
+def SegFormer(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    backbone: str = "mit_b0",
+    backbone_weights: str | None = None,
+    form: Form = "keras",
+    activation: Literal["gelu", "relu", "relu6"] | None = None,
+    head_channels: int = 256,
+    dropout: float = 0.1,
+) -> keras.Model:
+    """Build SegFormer.
+
+    Args:
+        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32.
+        num_classes: number of classes, background among them.
+        backbone: registry name of the feature extractor; "mit_b0" and "mit_b1" are the paper's.
+        backbone_weights: None, "imagenet" or a file of them.
+        form: which framework's conventions the backbone follows.
+        activation: of the Mix-FFN in a Mix Transformer; "relu" and "relu6" are fast in int8. None
+            is the backbone's own, there "gelu".
+        head_channels: channels that each map is projected to.
+        dropout: rate in front of the classifier.
+
+    Returns:
+        Model from "image" to {"logits": (B, H, W, num_classes) float32}.
+
+    Raises:
+        UserError: where the size is not a multiple of 32, or the backbone has no such activation.
+
+    Source:
+        Xie, Wang, Yu, Anandkumar, Alvarez, Luo, "SegFormer: Simple and Efficient Design for
+        Semantic Segmentation with Transformers", NeurIPS 2021, section 3.2, arXiv:2105.15203.
+
+    Differs:
+        The fusing 1x1 convolution has no bias, as in the authors' code. Logits grow to the size of
+        the image, as there; the paper's figure ends at stride 4.
+    """
+    check_input(input_shape, num_classes)
+    image = keras.Input(input_shape, name="image")
+    features = _encode(image, backbone, activation, weights=backbone_weights, form=form)
+    x = _all_mlp(features, head_channels)
+    x = layers.Dropout(dropout, name="fuse_dropout")(x)
+    x = classifier(x, num_classes, input_shape[:2])
+    return keras.Model(image, {"logits": x}, name="segformer")
+
+
+def _encode(
+    image: keras.KerasTensor,
+    backbone: str,
+    activation: str | None,
+    *,
+    weights: str | None,
+    form: Form,
+) -> Features:
+    build = BACKBONES[backbone]
+    if activation is None:
+        return build(image, weights=weights, form=form)
+    if "activation" not in inspect.signature(build).parameters:
+        raise UserError(
+            f"the activation of backbone {backbone} is fixed: leave activation out, or take mit_b0"
+        )
+    return build(image, weights=weights, form=form, activation=activation)
+
+
+def _all_mlp(features: Features, channels: int) -> keras.KerasTensor:
+    """Project the maps of strides 32, 16, 8 and 4, bring them to stride 4, and fuse them."""
+    maps = []
+    for stride in (32, 16, 8, 4):
+        x = layers.Conv2D(channels, 1, name=f"linear{stride}_conv")(features[stride])
+        maps.append(resize_to(x, features[4], name=f"linear{stride}_resize"))
+    x = layers.Concatenate(name="fuse_concat")(maps)
+    return conv_bn_relu(x, channels, kernel=1, name="fuse")
