@@ -97,7 +97,8 @@ def catalogue(names: Iterable[str]) -> list[dict[str, Any]]:
 def table() -> dict[str, dict[str, Any]]:
     """Return the numbers of each row, as `python -m tools.model_table` wrote them.
 
-    `parameters` and `macs` were counted. Where a row was measured there are `float32_mb` and
+    `parameters` and `macs` were counted, and it was tried whether the model `dilates` its
+    backbone by default. Where a row was measured there are `float32_mb` and
     `int8_mb`, the size of its `.tflite` files; `float32_ms` and `int8_ms`, one image of 512 x 512
     on one thread (None where there is no int8 file); `date`, and `machine`.
     """
@@ -143,6 +144,15 @@ def source(entry: Entry) -> str:
     return " ".join(section[1].split()) if section else ""
 
 
+def _backbones(*, dilates: bool) -> list[str]:
+    """Return the backbones, for a model that dilates them only those that can be dilated."""
+    return [
+        name
+        for name in BACKBONES
+        if not (dilates and "output_stride" in BACKBONES.entry(name).limits)
+    ]
+
+
 def _number(value: float | None, unit: float, digits: int) -> str:
     return "-" if value is None else f"{value / unit:.{digits}f}"
 
@@ -157,7 +167,7 @@ def _describe(row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": row.model,
         "options": {name: parameter.default for name, parameter in options.items()},
-        "backbones": list(BACKBONES) if "backbone" in options else [],
+        "backbones": _backbones(dilates=numbers["dilates"]) if "backbone" in options else [],
         "source": source(row.entry),
         "parameters": numbers["parameters"],
         "macs": numbers["macs"],

@@ -273,8 +273,10 @@ def _newest() -> Path:
 
 def _list(registry: Registry, name: str | None) -> int:
     if name is not None:
-        item = registry[name]
-        print(f"{item.__name__}{inspect.signature(item)}\n\n{inspect.getdoc(item)}")
+        from kseg.page import page
+
+        how = "options, by -o NAME=VALUE" if registry.kind == "model" else "arguments, in Python"
+        Console().print(page(registry[name], options=how))
         return 0
     table = Table(registry.kind, "what it is", box=None)
     for known in registry:

@@ -30,7 +30,7 @@ import numpy as np
 
 from kseg.build import build, macs, trainable_parameters
 from kseg.catalogue import TARGETS, Row, cells, rows, source, table
-from kseg.errors import Failure
+from kseg.errors import Failure, UserError
 from kseg.files import write_text
 from kseg.inference import load
 from kseg.models import inference_model
@@ -40,18 +40,28 @@ TABLE = ROOT / "kseg" / "models" / "table.json"
 README = ROOT / "README.md"
 SIZE, NUM_CLASSES = (512, 512, 3), 21
 BEGIN, END = "<!-- model table -->", "<!-- end of model table -->"
-COUNTED = ("parameters", "macs")
+COUNTED = ("parameters", "macs", "dilates")
+UNDILATED = "hrnet_w18_small"  # a backbone that refuses to be dilated
 CALIBRATION_IMAGES = 2  # times do not depend on the ranges
 
 
-def count(row: Row) -> dict[str, int]:
-    """Return parameters and multiply-accumulates of a row."""
+def count(row: Row) -> dict[str, Any]:
+    """Return parameters and multiply-accumulates of a row, and whether it dilates its backbone."""
     model = build(row.model, SIZE, NUM_CLASSES, row.options)
     numbers = {"parameters": trainable_parameters(model), "macs": macs(model)}
+    numbers["dilates"] = bool(row.backbone) and _dilates(row)
     del model
     keras.backend.clear_session()
     gc.collect()
     return numbers
+
+
+def _dilates(row: Row) -> bool:
+    try:
+        build(row.model, (64, 96, 3), NUM_CLASSES, row.options | {"backbone": UNDILATED})
+    except UserError:
+        return True
+    return False
 
 
 def measure(row: Row) -> dict[str, Any]:
