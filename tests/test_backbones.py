@@ -11,14 +11,10 @@ from kseg.registry import BACKBONES
 from kseg.weights import copy_weights, of_backbone
 
 # Trainable parameters and the width of each stage (architectures.md 0.3; the basic ResNets and
-<<<<<<< HEAD
 # DenseNet-161 are torchvision's counts less their classifiers of 513,000 and 2,209,000; STDC's are
-# the authors' 8,443,552 and 12,474,016 less what is behind the last stage, 3,125,248).
-=======
-# DenseNet-161 are torchvision's counts less their classifiers of 513,000 and 2,209,000;
+# the authors' 8,443,552 and 12,474,016 less what is behind the last stage, 3,125,248;
 # EfficientNetV2 is keras.applications' network, MobileNetV4 timm's without its last 1 x 1
 # convolution and classifier, MiT SegFormer's 3,719,027 and 13,682,131 less the decoder).
->>>>>>> issue4-mit
 FACTS = {
     "vgg16": (14_714_688, (64, 128, 256, 512, 512)),
     "resnet18": (11_176_512, (64, 64, 128, 256, 512)),
@@ -40,15 +36,8 @@ FACTS = {
     "hrnet_w32": (29_305_536, (64, 32, 64, 128, 256)),
     "hrnet_w48": (65_325_120, (64, 48, 96, 192, 384)),
     "resnet38": (105_070_912, (128, 256, 512, 1024, 4096)),
-<<<<<<< HEAD
     "stdc1": (5_318_304, (32, 64, 256, 512, 1024)),
     "stdc2": (9_348_768, (32, 64, 256, 512, 1024)),
-}
-# These are other members with more blocks; running them shows nothing new.
-DEEPER = {"resnet34", "resnet101", "resnet152", "xception65"}
-DEEPER |= {"densenet161", "densenet169", "densenet201", "hrnet_w18", "hrnet_w32", "hrnet_w48"}
-DEEPER |= {"stdc2"}
-=======
     "efficientnetv2_b0": (5_858_704, (16, 32, 48, 112, 1280)),
     "mobilenetv4_small": (1_261_664, (32, 32, 64, 96, 960)),
     # The decoder: 256 channels of each map, with biases; 1024 x 256, BN; 256 x 19, biases.
@@ -56,17 +45,8 @@ DEEPER |= {"stdc2"}
     "mit_b1": (13_682_131 - 530_707, (3, 64, 128, 320, 512)),
 }
 # These are other members with more blocks; running them shows nothing new.
-DEEPER = {"resnet34", "resnet101", "resnet152", "xception65"}
-DEEPER |= {
-    "mit_b1",
-    "densenet161",
-    "densenet169",
-    "densenet201",
-    "hrnet_w18",
-    "hrnet_w32",
-    "hrnet_w48",
-}
->>>>>>> issue4-mit
+DEEPER = {"resnet34", "resnet101", "resnet152", "xception65", "stdc2", "mit_b1"}
+DEEPER |= {"densenet161", "densenet169", "densenet201", "hrnet_w18", "hrnet_w32", "hrnet_w48"}
 RUN = [name for name in FACTS if name not in DEEPER]
 DILATED = [name for name in RUN if "output_stride" not in BACKBONES.entry(name).limits]
 # The deepest of them in one form by default: the padding differs, the depth does not.
@@ -78,11 +58,7 @@ DILATIONS = [
 ]
 UNDILATED = [name for name in BACKBONES if "output_stride" in BACKBONES.entry(name).limits]
 # Up to 10 s each; models on the largest of each family are counted in test_context.py.
-<<<<<<< HEAD
-SLOW = DEEPER - {"resnet34", "resnet101", "resnet152", "stdc2"} | {"resnet38"}
-=======
-SLOW = DEEPER - {"resnet34", "resnet101", "resnet152", "mit_b1"} | {"resnet38"}
->>>>>>> issue4-mit
+SLOW = DEEPER - {"resnet34", "resnet101", "resnet152", "stdc2", "mit_b1"} | {"resnet38"}
 # Options that make running a wide network cheap, and change nothing else.
 NARROW = {"resnet38": {"base_channels": 8}}
 ORIGINALS = {
