@@ -91,13 +91,13 @@ def _looked_at(one: Artifact, file: Predictor, pixels: np.ndarray) -> dict[str, 
     if one.target != "tflite":
         return {}
     return {
-        "milliseconds": _milliseconds(file, pixels),
+        "milliseconds": milliseconds(file, pixels),
         "outside": outside_xnnpack(one.path),
         "notes": _float_note(one.path) if one.variant == "int8" else (),
     }
 
 
-def _milliseconds(file: Predictor, pixels: np.ndarray, *, seconds: float = 3.0) -> float:
+def milliseconds(file: Predictor, pixels: np.ndarray, *, seconds: float = 3.0) -> float:
     """Return the median time of one image, over at most 30 runs or `seconds`, after a first one."""
     fed = feed(pixels, file.size)
     file.runtime.forward(fed)

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import operator
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,10 +30,9 @@ if TYPE_CHECKING:
     from kseg.inference import Predictor
     from kseg.refinement import Refinement
 
-DESCRIPTION = (
-    "Semantic segmentation: from labelled images to a small, fast, verified model on a device. "
-    "`kseg --version` prints the version."
-)
+DESCRIPTION = """Semantic segmentation, from labelled images to a verified model on a device.
+
+`kseg --version` prints the version."""
 EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -57,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, EXIT_USER)
     except Failure as error:
         return _complain(error, EXIT_FAILURE)
+    except BrokenPipeError:
+        # The reader, as `head`, has enough; what is still buffered must not fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
     except OSError as error:
         if error.filename is None:
             raise
@@ -126,7 +130,7 @@ def predict(config: c.PredictConfig) -> int:
     predictor = _opened(config.model, config)
     with counting("labelling") as on_image:
         written = predict_files(predictor, config.images, config.out, on_image=on_image)
-    print(f"{len(written)} images labelled: {config.out}")
+    print(f"{len(written)} image{'s' if len(written) != 1 else ''} labelled: {config.out}")
     return 0
 
 
@@ -152,7 +156,13 @@ def models(config: c.ModelsConfig) -> int:
         names = [config.name] if config.name else list(MODELS)
         print(json.dumps(catalogue(names), indent=1))
         return 0
-    return _list(MODELS, config.name)
+    if config.name is not None:
+        return _list(MODELS, config.name)
+    from kseg.catalogue import listed
+
+    _show(listed(sort=config.sort))
+    print("512 x 512, 21 classes; TFLite on one thread, `python -m tools.model_table`")
+    return 0
 
 
 def backbones(config: c.BackbonesConfig) -> int:
@@ -263,8 +273,10 @@ def _newest() -> Path:
 
 def _list(registry: Registry, name: str | None) -> int:
     if name is not None:
-        item = registry[name]
-        print(f"{item.__name__}{inspect.signature(item)}\n\n{inspect.getdoc(item)}")
+        from kseg.page import page
+
+        how = "options, by -o NAME=VALUE" if registry.kind == "model" else "arguments, in Python"
+        Console().print(page(registry[name], options=how))
         return 0
     table = Table(registry.kind, "what it is", box=None)
     for known in registry:

@@ -142,7 +142,8 @@ class EvalConfig:
     superpixels: Count = None
     """Label about N superpixels an image (SLIC) as wholes; before the CRF, if both are named."""
     crf_search: Switch = False
-    """First find the CRF's parameters on the split, 100 images or --limit, as DeepLab did."""
+    """First find the CRF's parameters on the split as DeepLab did: 155 CRFs an image, which takes
+    a minute or more each; 100 images, or --limit."""
     last: Switch = False
     """Take last.keras of the run instead of best.keras."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -173,7 +174,7 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a run as files for devices and servers, and prove that they behave like the model."""
+    """Write a run as files for devices and servers, and prove that they work."""
 
     run: Annotated[Positional[Path | None], arg(metavar="RUN", help_behavior_hint="")] = None
     """Run folder. Default: the newest run."""
@@ -208,6 +209,8 @@ class ModelsConfig:
 
     name: Name = None
     """Show this one's signature and docstring."""
+    sort: str = "name"
+    """Order of the list: name, parameters, macs, float-mb, int8-mb, float-ms or int8-ms."""
     json: Switch = False
     """Print all that is known of each as one JSON list."""
 

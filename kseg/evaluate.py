@@ -35,6 +35,7 @@ class Evaluation:
         images: how many images were evaluated.
         file: the model file.
         settled: of a layer cascade, the share of pixels that each stage settled; else empty.
+        refinements: what stood behind the model, as "DenseCRF(w1=4.0, ...)".
     """
 
     confusion: ConfusionMatrix
@@ -44,6 +45,7 @@ class Evaluation:
     images: int
     file: str = ""
     settled: tuple[float, ...] = ()
+    refinements: tuple[str, ...] = ()
 
     @property
     def miou(self) -> float:
@@ -69,6 +71,7 @@ class Evaluation:
                 {"id": i, "name": name, "iou": iou[i]} for i, name in enumerate(self.classes)
             ],
             **({"settled": list(self.settled)} if self.settled else {}),
+            **({"refinements": list(self.refinements)} if self.refinements else {}),
         }
 
     def save_json(self, path: Path) -> None:
@@ -78,7 +81,9 @@ class Evaluation:
     def table(self) -> Table:
         """Return a table of the IoU and the share of true pixels of each class, mIoU last."""
         true = self.confusion.matrix.sum(axis=1)
-        table = Table(title=escape(f"{self.dataset} {self.split}, {self.images} images"))
+        images = f"{self.images} image{'s' if self.images != 1 else ''}"
+        title = ", ".join((f"{self.dataset} {self.split}", images, *self.refinements))
+        table = Table(title=escape(title))
         table.add_column("class")
         table.add_column("IoU", justify="right")
         table.add_column("pixels", justify="right")
@@ -136,9 +141,15 @@ def evaluate(
             f"{dataset.name} {split}: every pixel of its {total} images is ignored, so there is "
             "nothing to compare with; check the ignore id of the data set"
         )
-    file = str(getattr(predictor, "path", ""))
     return Evaluation(
-        confusion, tuple(dataset.classes), dataset.name, split, total, file, predictor.settled
+        confusion=confusion,
+        classes=tuple(dataset.classes),
+        dataset=dataset.name,
+        split=split,
+        images=total,
+        file=str(predictor.path),
+        settled=predictor.settled,
+        refinements=tuple(map(str, predictor.refinements)),
     )
 
 

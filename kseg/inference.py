@@ -52,7 +52,7 @@ class Predictor:
             card: what it is; its size is taken from the model.
         """
         path = Path(f"{card.model or model.name}.keras")
-        runtime = runtimes.run_keras(model, path=path)
+        runtime = run_model(model, path)
         return Predictor(path, _checked(path, card, runtime), runtime)
 
     @property
@@ -84,6 +84,11 @@ class Predictor:
     def output(self) -> runtimes.Output:
         """Whether the file gives "logits" or "classes"."""
         return self.runtime.output
+
+    @property
+    def refinements(self) -> tuple[object, ...]:
+        """What changes the probabilities before a class is taken: nothing."""
+        return ()
 
     @property
     def settled(self) -> tuple[float, ...]:
@@ -228,14 +233,16 @@ def _find(
 
 
 def _open_keras(path: Path) -> runtimes.Runtime:
-    return _run(runtimes.keras_model(path), path)
+    return run_model(runtimes.keras_model(path), path)
 
 
-def _run(model: keras.Model, path: Path) -> runtimes.Runtime:
+def run_model(model: keras.Model, path: Path) -> runtimes.Runtime:
+    """Return a Keras model as a runtime; a layer cascade is run stage by stage."""
     from kseg.models.layer_cascade import is_cascade
 
-    run = runtimes.run_cascade if is_cascade(model) else runtimes.run_keras
-    return run(model, path=path)
+    if is_cascade(model):
+        return runtimes.run_cascade(model, path=path)
+    return runtimes.run_keras(model, path=path)
 
 
 def _saved_model(path: Path) -> Path | None:
@@ -261,7 +268,7 @@ def _at_size(
 
     model = inference_model(build(card.model, (*size, 3), len(card.classes), dict(card.options)))
     copy_weights(runtime.model, model)
-    return dataclasses.replace(card, size=size), _run(model, path)
+    return dataclasses.replace(card, size=size), run_model(model, path)
 
 
 def _checked(path: Path, card: ModelCard | None, runtime: runtimes.Runtime) -> ModelCard:

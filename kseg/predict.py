@@ -72,10 +72,12 @@ def predict_files(
 def _plan(inputs: list[Path], out: Path) -> list[_Task]:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
+    if not inputs:
+        raise UserError("no picture is named; name files or folders of them behind the model")
     results = {image: relative for path in inputs for image, relative in _images(path, out)}
     if not results:
         raise UserError(
-            f"no picture in {', '.join(map(str, inputs)) or 'an empty list'}; expected files "
+            f"no picture in {', '.join(map(str, inputs))}; expected files "
             f"that end in {' '.join(SUFFIXES)}"
         )
     tasks = [

@@ -25,10 +25,15 @@ class RefinedPredictor(Predictor):
     """A predictor of a file with logits whose probabilities are refined before a class is taken.
 
     Attributes:
-        refinements: one after another.
+        steps: the refinements, one after another.
     """
 
-    refinements: tuple[Refinement, ...]
+    steps: tuple[Refinement, ...]
+
+    @property
+    def refinements(self) -> tuple[Refinement, ...]:
+        """What changes the probabilities before a class is taken, one after another."""
+        return self.steps
 
     @staticmethod
     def of(predictor: Predictor, refinements: Sequence[Refinement]) -> RefinedPredictor:
@@ -53,7 +58,7 @@ class RefinedPredictor(Predictor):
         pixels = image if isinstance(image, np.ndarray) else read_image(image)
         probabilities = softmax(self.logits(pixels, size=size))
         pixels = feed(pixels, probabilities.shape[:2])
-        for refinement in self.refinements:
+        for refinement in self.steps:
             probabilities = refinement.refine(probabilities, pixels)
         return best_classes(probabilities)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -29,12 +29,14 @@ class Entry:
         aux: training-only outputs of a model: name to (loss, weight); a loss of None is the
             run's own loss.
         limits: what a model cannot do, name of the contract to the reason.
+        variants: options of a model, as `-o` takes them, that get a row of their own in tables.
     """
 
     name: str
     item: Callable[..., Any]
     aux: Mapping[str, tuple[Any, float]] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
 
     def losses(self, main: T, outputs: Iterable[str]) -> dict[str, tuple[T, float]]:
         """Return loss and weight of each output of a model, `main` for "logits"."""
@@ -62,6 +64,7 @@ class Registry:
         *,
         aux: Mapping[str, tuple[Any, float]] | None = None,
         limits: Mapping[str, str] | None = None,
+        variants: Sequence[str] = (),
     ) -> Callable[[T], T]:
         """Return a decorator that registers its function or class under `name`.
 
@@ -72,7 +75,9 @@ class Registry:
         def add(item: T) -> T:
             if name in self._entries:
                 raise ValueError(f"a {self.kind} named {name!r} is registered already")
-            self._entries[name] = Entry(name, item, dict(aux or {}), dict(limits or {}))
+            self._entries[name] = Entry(
+                name, item, dict(aux or {}), dict(limits or {}), tuple(variants)
+            )
             return item
 
         return add

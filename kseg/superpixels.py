@@ -28,7 +28,7 @@ class Superpixels:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise UserError(f"{self.count} superpixels; at least 1 is wanted")
+            raise UserError(f"superpixels is {self.count}; at least 1 is wanted")
 
     def refine(self, probabilities: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Give every pixel the mean of its superpixel.

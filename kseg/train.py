@@ -24,14 +24,13 @@ from kseg.engine import Engine
 from kseg.errors import UserError
 from kseg.evaluate import Evaluation, evaluate
 from kseg.files import clear_leftovers, replacing
-from kseg.inference import Predictor, load
+from kseg.inference import Predictor, load, run_model
 from kseg.losses.class_weights import weights_for
 from kseg.optimizers import make_optimizer
 from kseg.progress import Display
 from kseg.registry import LOSSES, MODELS
 from kseg.resolve import backbone_weights, check, option_texts, resolve
 from kseg.runs import MetricsFile, Run
-from kseg.runtimes import run_keras
 from kseg.summaries import summarise, summarise_pictures, write_preview
 from kseg.version import VERSION
 from kseg.weights import initialise_from, of_backbone
@@ -158,7 +157,7 @@ class _Training:
         with dtype_policy("float32"):
             self.served = models.inference_model(build_model(config, dataset, config.eval_size))
         self.card = _card(config, dataset)
-        self.predictor = Predictor(run.best, self.card, run_keras(self.served, path=run.best))
+        self.predictor = Predictor(run.best, self.card, run_model(self.served, run.best))
         self.best = float("-inf")
         self.evaluation: Evaluation | None = None  # of best.keras, if this process has written it
         self.lost = 0
@@ -386,9 +385,9 @@ def _initialise(model: keras.Model, config: TrainConfig) -> None:
     source = Run(path).model_file() if Run.is_run(path) else path
     for layer in initialise_from(model, source):
         log.warning(
-            "%s has nothing for %s (class count, training-only or new): fresh weights",
-            source,
+            "fresh weights for %s: %s has none of its shape (new, training-only or class count)",
             layer,
+            source,
         )
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import keras
 from keras import KerasTensor, ops
 
+from kseg import card as cards
 from kseg.errors import UserError
 
 APPLICATIONS_URL = "https://storage.googleapis.com/tensorflow/keras-applications/"
@@ -112,8 +113,8 @@ def initialise_from(model: keras.Model, path: str | Path) -> list[str]:
     if wrong:
         more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise UserError(
-            f"{path} does not fit this model; give its --model and options, or train without "
-            "--weights:\n  " + "\n  ".join(wrong[:8]) + more
+            f"{path} does not fit this model{_origin(path)}; give its --model and options, or "
+            "train without --weights:\n  " + "\n  ".join(wrong[:8]) + more
         )
     _copy(source, model, found)
     return list(found)
@@ -204,6 +205,15 @@ def _all_zeros(weights: Sequence[keras.Variable]) -> bool:
 
 def _pairs(before: keras.Variable, after: keras.Variable) -> Iterator[tuple[int, int]]:
     return zip(before.shape, after.shape, strict=True)
+
+
+def _origin(path: Path) -> str:
+    """Return " (it is X)" with model and options where the file tells them."""
+    card = cards.read(path / "best.keras" if path.is_dir() else path)
+    if card is None:
+        return ""
+    options = "".join(f" {name}={value}" for name, value in card.options.items())
+    return f" (it is {card.model}{options})"
 
 
 def _read_ours(path: Path) -> keras.Model:

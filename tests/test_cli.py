@@ -190,7 +190,8 @@ def test_the_default_model_is_listed_with_its_signature(capsys):
     assert main(["models", "deeplabv3plus"]) == 0
     shown = capsys.readouterr().out
     assert "output_stride" in shown
-    assert "Args:" in shown
+    assert "(8, 16, 32)" in shown  # what it takes
+    assert max(map(len, shown.splitlines())) <= 80
     assert main(["models", "deeplabv3pluss"]) == 2
 
 
@@ -229,6 +230,28 @@ def test_superpixels_are_labelled_as_wholes(run_folder, street, tmp_path):
         assert len(np.unique(np.asarray(mask))) == 1
 
 
+def test_a_backbone_that_refers_to_its_sibling_is_shown_whole(capsys):
+    assert main(["backbones", "hrnet_w18"]) == 0
+    shown = capsys.readouterr().out
+    assert "as `HRNetW48`" not in shown and "High-Resolution Representation" in shown
+
+
+def test_models_list_the_backbones_that_they_take(capsys):
+    assert main(["models", "--json"]) == 0
+    listed = {model["name"]: model["backbones"] for model in json.loads(capsys.readouterr().out)}
+    assert listed["unet"] == []
+    assert "hrnet_w18" in listed["ocrnet"] and "hrnet_w18" not in listed["deeplabv2"]
+    assert "resnet50" in listed["deeplabv2"]
+
+
+def test_models_are_sorted_by_a_number(capsys):
+    assert main(["models", "--sort", "parameters"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert names.index("fastscnn") < names.index("swiftnet") < names.index("fcn")
+    assert main(["models", "--sort", "int8ms"]) == 2
+    assert "did you mean int8-ms" in capsys.readouterr().err
+
+
 def test_models_as_json_is_one_list_and_nothing_else(capsys):
     assert main(["models", "--json"]) == 0
     listed = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
@@ -240,7 +263,7 @@ def test_models_as_json_is_one_list_and_nothing_else(capsys):
     assert fcn["parameters"] == 134_362_751
     assert fcn["macs"] / 1e9 == pytest.approx(110.8, rel=0.01)
     assert fcn["options"]["finest_stride"] == 8 and "resnet50" in fcn["backbones"]
-    assert fcn["source"].startswith("Long, Shelhamer, Darrell") and "onnx" in fcn["targets"]
+    assert fcn["source"].startswith("Long, Shelhamer, Darrell") and "tflite-int8" in fcn["targets"]
 
 
 def test_export_takes_a_run_and_counts_from_one(run_folder, capsys):

@@ -46,6 +46,7 @@ class Copy:
     offset: int = 0
     classes_known: bool = True
     settled: tuple = ()
+    refinements: tuple = ()
     sizes: list = field(default_factory=list)
 
     @property

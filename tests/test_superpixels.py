@@ -43,5 +43,5 @@ def test_superpixels_name_what_is_missing(monkeypatch):
 
 
 def test_no_superpixels():
-    with pytest.raises(UserError, match="0 superpixels; at least 1"):
+    with pytest.raises(UserError, match="superpixels is 0; at least 1"):
         Superpixels(0)

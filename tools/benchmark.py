@@ -1,4 +1,4 @@
-"""Figures of kseg, most beside those of its peers: `python -m tools.benchmark input|crf|memory`."""
+"""Figures of kseg, most beside those of its peers: `python -m tools.benchmark PART`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from kseg.errors import Failure, UserError
 from tools.benchmarks.crf import Crf, benchmark_crf
 from tools.benchmarks.input import Input, benchmark_input
 from tools.benchmarks.memory import Memory, benchmark_memory
+from tools.benchmarks.train import Train, benchmark_train
 
-PARTS = {Input: benchmark_input, Crf: benchmark_crf, Memory: benchmark_memory}
+PARTS = {
+    Input: benchmark_input,
+    Crf: benchmark_crf,
+    Memory: benchmark_memory,
+    Train: benchmark_train,
+}
 
 
 def main() -> int:

@@ -111,8 +111,8 @@ def _hrnet(
     check_options(output_stride, form)
     if output_stride != 32:
         raise UserError(
-            f"HRNet does not dilate: output_stride must be 32, not {output_stride} (its map at "
-            "stride 4 is as deep as that at 32)"
+            f"HRNet does not dilate, and this model asks for maps of stride {output_stride} at "
+            "most; take another backbone or, where the model has it, output_stride 32 (ocrnet: 4)"
         )
     x = normalise(image, UNIT if form == "keras" else TORCH)
     stem = _conv(x, 64, 3, form, "stem1", step=_HALVE)

@@ -75,7 +75,10 @@ def _stdc(
 ) -> Features:
     check_options(output_stride, form)
     if output_stride != 32:
-        raise UserError(f"STDC does not dilate: output_stride must be 32, not {output_stride}")
+        raise UserError(
+            f"STDC does not dilate, and this model asks for maps of stride {output_stride} at "
+            "most; take another backbone or, where the model has it, output_stride 32"
+        )
     x = normalise(image, UNIT if form == "keras" else TORCH)
     x = stem = _conv_x(x, 32, 3, form, "convx1", step=_HALVE)
     x = _conv_x(x, 64, 3, form, "convx2", step=_HALVE)

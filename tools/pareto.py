@@ -1,0 +1,212 @@
+"""Accuracy against latency of the edge models, all trained by one recipe: a table and a picture.
+
+    python -m tools.pareto --data camvid:../shared/camvid
+
+trains each row of the table of models (`kseg models`) below so many MACs, exports it as float32
+and int8, and draws validation mIoU against the time of one image on one thread. It can be stopped
+and begun again: finished runs and exports are kept, an unfinished run is resumed. Times mean
+something on a quiet machine only. Needs `pip install 'kseg[plots]'`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from kseg import checkpoint
+from kseg.catalogue import Row, rows, table
+from kseg.errors import Failure, UserError
+from kseg.files import write_text
+from kseg.runs import Run
+from tools.model_table import machine
+
+FILES = {"float32": "model-float32.tflite", "int8": "model-int8.tflite"}
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """Train, export and compare the edge models by one recipe."""
+
+    data: str
+    """Data set, NAME[:PATH]."""
+    recipe: str = "camvid-edge"
+    """Recipe that each is trained by; its model and options are replaced."""
+    steps: int | None = None
+    """Steps of each training, in place of the recipe's."""
+    most_macs: float = 30e9
+    """Rows with more multiply-accumulates at 512 x 512 are left out."""
+    only: tuple[str, ...] = ()
+    """Names of rows, in place of all that are small enough."""
+    out: Path = Path("runs/pareto")
+    """Folder of the runs and of pareto.json."""
+    picture: Path = Path(".github/pareto.png")
+    """Where the picture goes."""
+
+
+def chosen(options: Pareto) -> list[Row]:
+    """Return the rows to compare.
+
+    Raises:
+        UserError: if a name of `only` is none.
+    """
+    known = {row.name: row for row in rows()}
+    for name in options.only:
+        if name not in known:
+            raise UserError(f"no row {name!r} (there are: {', '.join(known)})")
+    macs = {name: numbers["macs"] for name, numbers in table().items()}
+    small = [name for name in known if macs[name] <= options.most_macs]
+    return [known[name] for name in options.only or small]
+
+
+def trained(row: Row, options: Pareto) -> Run:
+    """Return the finished run of a row, after training what is missing.
+
+    Raises:
+        Failure: if the training fails.
+    """
+    run = Run(options.out / row.name.replace(" ", "-").replace("=", "-"))
+    if not Run.is_run(run.folder):
+        words = ["--recipe", options.recipe, "--data", options.data, "--model", row.model]
+        words += [word for option in row.variant.split() for word in ("-o", option)]
+        words += ["--steps", str(options.steps)] if options.steps else []
+        _kseg("train", *words, "--run", str(run.folder))
+    elif max(checkpoint.steps(run.checkpoints), default=0) < run.config().steps:
+        _kseg("train", "--resume", str(run.folder))
+    return run
+
+
+def exported(run: Run) -> dict[str, dict[str, Any]]:
+    """Return what the export found of each file, after exporting what is missing.
+
+    Raises:
+        Failure: if the export fails.
+    """
+    manifest = run.export / "manifest.json"
+    if not manifest.is_file():
+        # A rejected file is a result, too: its mIoU tells why.
+        _kseg("export", str(run.folder), "--tflite", "--quantize", "int8", "--min-agreement", "0")
+    files = json.loads(manifest.read_text())["files"]
+    return {file["variant"]: file for file in files if file["target"] == "tflite"}
+
+
+def result(row: Row, options: Pareto) -> dict[str, Any]:
+    """Return one row's numbers."""
+    files = exported(trained(row, options))
+    numbers: dict[str, Any] = {"name": row.name}
+    for variant in FILES:
+        numbers |= {
+            f"{variant}_miou": files[variant]["miou"],
+            f"{variant}_ms": files[variant]["milliseconds"],
+            f"{variant}_mb": files[variant]["bytes"] / 1e6,
+        }
+    return numbers
+
+
+def front(results: list[dict[str, Any]], variant: str) -> list[dict[str, Any]]:
+    """Return the results that none is both faster and better than, fastest first."""
+    best, kept = -1.0, []
+    for one in sorted(results, key=lambda one: (one[f"{variant}_ms"], -one[f"{variant}_miou"])):
+        if one[f"{variant}_miou"] > best:
+            best = one[f"{variant}_miou"]
+            kept.append(one)
+    return kept
+
+
+def as_table(results: list[dict[str, Any]]) -> Table:
+    """Return the results for a terminal, best in int8 first."""
+    shown = Table("model", box=None)
+    for title in ("int8 mIoU", "float mIoU", "int8 ms", "float ms", "int8 MB"):
+        shown.add_column(title, justify="right")
+    for one in sorted(results, key=lambda one: -one["int8_miou"]):
+        shown.add_row(
+            one["name"],
+            f"{one['int8_miou']:.3f}",
+            f"{one['float32_miou']:.3f}",
+            f"{one['int8_ms']:.1f}",
+            f"{one['float32_ms']:.1f}",
+            f"{one['int8_mb']:.2f}",
+        )
+    return shown
+
+
+def draw(results: list[dict[str, Any]], path: Path, *, title: str) -> None:
+    """Draw mIoU against latency, int8 filled and float hollow, each with its front as a line.
+
+    Raises:
+        UserError: if matplotlib is missing.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise UserError(f"the picture needs pip install 'kseg[plots]' ({error})") from error
+    figure, axes = pyplot.subplots(figsize=(9, 6), dpi=120)
+    for variant, colour, filled in (("int8", "tab:blue", True), ("float32", "tab:orange", False)):
+        x, y = ([one[f"{variant}_{kind}"] for one in results] for kind in ("ms", "miou"))
+        face = colour if filled else "none"
+        axes.scatter(x, y, s=40, facecolors=face, edgecolors=colour, label=variant, zorder=3)
+        line = front(results, variant)
+        axes.plot(
+            [one[f"{variant}_ms"] for one in line],
+            [one[f"{variant}_miou"] for one in line],
+            color=colour,
+            linewidth=1,
+        )
+    for one in results:
+        axes.annotate(
+            one["name"].replace("backbone=", "").replace("activation=", ""),
+            (one["int8_ms"], one["int8_miou"]),
+            xytext=(5, -9),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set_xscale("log")
+    axes.set(xlabel="ms an image, one thread", ylabel="validation mIoU", title=title)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def main() -> int:
+    """Train, export, print the table, draw the picture; 1 if a model failed."""
+    options, results, failed = tyro.cli(Pareto, prog="tools.pareto"), [], 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    for row in chosen(options):
+        try:
+            results.append(result(row, options))
+        except Failure as failure:
+            print(failure, file=sys.stderr)
+            failed = 1
+        write_text(options.out / "pareto.json", json.dumps(results, indent=1) + "\n")
+    if results:
+        Console().print(as_table(results))
+        day = datetime.date.today().isoformat()
+        draw(results, options.picture, title=f"{options.recipe}, {day}\n{machine()}")
+    return failed
+
+
+def _kseg(*words: str) -> None:
+    print("kseg", *words, flush=True)
+    if subprocess.run([sys.executable, "-m", "kseg", *words]).returncode:
+        raise Failure(f"kseg {' '.join(words)} failed; see above")
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
