@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,12 +79,12 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path}: reading {path.suffix} needs `pip install 'kseg[torch]'`; a .safetensors file "
             "of the same weights needs less"
         ) from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    # torch raises almost anything on a file that is damaged or none of its own.
-    except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError) as error:
-        raise UserError(f"{path} {_reason(error)}") from error
-    return {name: _array(value) for name, value in _state_dict(path, content).items()}
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises almost anything on a damaged file
+            raise UserError(f"{path} {_reason(error)}") from error
+    return {name: _array(path, name, value) for name, value in _state_dict(path, content).items()}
 
 
 _DAMAGED = "cannot be read as weights: it is damaged, cut short or something else; fetch it again"
@@ -119,11 +118,17 @@ def _state_dict(path: Path, content: object) -> Mapping[str, torch.Tensor]:
 def _all_tensors(content: Mapping[Any, Any]) -> bool:
     import torch
 
-    return all(isinstance(value, torch.Tensor) for value in content.values())
+    return all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    )
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+def _array(path: Path, name: str, tensor: torch.Tensor) -> np.ndarray:
+    try:
+        return (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+    except (TypeError, RuntimeError) as error:  # quantised, sparse
+        kind = f"{tensor.dtype} {tensor.layout}"
+        raise UserError(f"{path}: {name} is {kind}; kseg reads dense numbers alone") from error
 
 
 def _without_prefix(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

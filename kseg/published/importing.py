@@ -118,7 +118,9 @@ def import_weights(
     model = build(published.model, (*size, 3), len(names), options)
     fresh = published.classifiers if keep_backbone else ()
     taken, kept = _fill(model, published, tensors, fresh, f"{path} does not fit {name}")
-    card = ModelCard(published.model, options, names, palette, size, version=VERSION)
+    card = ModelCard(
+        published.model, options, names, palette, size, version=VERSION, extra={"weights": name}
+    )
     save_model(out, model, card)
     return Imported(card, taken, tuple(sorted(left_out)), published.left_out, kept)
 
@@ -224,7 +226,13 @@ def _misfits(
         for key, shape in shapes.items()
         if (given[key].shape, given[key].dtype) != (shape, np.float32)
     ]
-    return missing + other + [f"{key} is left over" for key in given if key not in wanted]
+    left_over = [f"{key} is left over" for key in given if key not in wanted]
+    broken = [
+        f"{key} holds values that are not finite"
+        for key in given
+        if key in wanted and not np.isfinite(given[key]).all()
+    ]
+    return missing + other + left_over + broken
 
 
 def _shape_there(layer: keras.Layer, variable: keras.Variable) -> tuple[int, ...]:
