@@ -21,6 +21,7 @@ from kseg.train import save_model
 from kseg.version import VERSION
 
 _SHOWN = 8
+_NOTHING = np.zeros(())
 # The weights of our layers, and what torch calls them.
 _FIELDS = {
     "kernel": "weight",
@@ -39,19 +40,17 @@ class Imported:
     Attributes:
         card: of the file written.
         tensors: how many were taken.
-        left_out: those that were not, in order of their names.
-        reasons: what their names begin with, and why they were not.
         fresh: names of layers that start at random.
+        notes: what else the user should know, such as tensors left out.
     """
 
     card: ModelCard
     tensors: int
-    left_out: tuple[str, ...]
-    reasons: Mapping[str, str]
     fresh: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def summary(self, out: Path) -> str:
-        """Return as text what was written to `out`, what was left out, and what to type next."""
+        """Return as text what was written to `out`, how it differs, and what to type next."""
         card = self.card
         lines = [
             f"{out}: {card.model}, {self.tensors} tensors, {len(card.classes)} classes "
@@ -59,11 +58,7 @@ class Imported:
         ]
         if self.fresh:
             lines.append(f"start at random: {', '.join(self.fresh)}")
-        for prefix, reason in self.reasons.items():
-            keys = [key for key in self.left_out if key.startswith(prefix)]
-            if keys:
-                lines.append(f"left out: {listing(keys)} ({reason})")
-        return "\n".join([*lines, "next:", *self._next(out)])
+        return "\n".join([*lines, *self.notes, "next:", *self._next(out)])
 
     def _next(self, out: Path) -> list[str]:
         options = " ".join(f"-o {name}={_text(value)}" for name, value in self.card.options.items())
@@ -103,9 +98,7 @@ def import_weights(
     if out.suffix != ".keras":
         raise UserError(f"--out {out} must end in .keras")
     tensors = read_checkpoint(path)
-    left_out = {key for key in tensors if key.startswith(tuple(published.left_out))}
-    tensors = {key: value for key, value in tensors.items() if key not in left_out}
-    tensors = _with_background(published, tensors)
+    tensors, notes = _prepared(published, tensors)
     there = _classes_there(published, tensors)
     names, palette = _classes(classes, published, there)
     if there not in (None, len(names)) and not keep_backbone:
@@ -122,7 +115,7 @@ def import_weights(
         published.model, options, names, palette, size, version=VERSION, extra={"weights": name}
     )
     save_model(out, model, card)
-    return Imported(card, taken, tuple(sorted(left_out)), published.left_out, kept)
+    return Imported(card, taken, kept, notes)
 
 
 def _text(value: object) -> str:
@@ -131,16 +124,24 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _with_background(
+def _prepared(
     published: Network, tensors: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Give a classifier of one class, which says yes above 0, a background of score 0."""
-    widened = dict(tensors)
-    for key in _classifier_keys(published):
-        value = tensors.get(key)
-        if value is not None and value.ndim and len(value) == 1:
-            widened[key] = np.concatenate([np.zeros_like(value), value])
-    return widened
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Return the tensors that should fit, and notes of what has been done to them."""
+    tensors, notes = dict(tensors), []
+    for prefix, reason in published.left_out.items():
+        left_out = [key for key in tensors if key.startswith(prefix)]
+        for key in left_out:
+            del tensors[key]
+        notes += [f"left out: {listing(left_out)} ({reason})"] if left_out else []
+    # A classifier of one class says yes above 0: beside a background of score 0 it does the same.
+    lone = [
+        key for key in _classifier_keys(published) if tensors.get(key, _NOTHING).shape[:1] == (1,)
+    ]
+    for key in lone:
+        tensors[key] = np.concatenate([np.zeros_like(tensors[key]), tensors[key]])
+    notes += ["one class there: a background whose score is 0 stands before it"] if lone else []
+    return tensors, tuple(notes)
 
 
 def _classifier_keys(published: Network) -> list[str]:
@@ -153,7 +154,7 @@ def _classifier_keys(published: Network) -> list[str]:
 
 def _classes_there(published: Network, tensors: Mapping[str, np.ndarray]) -> int | None:
     """Return how many classes the weights have; None where they have no classifier."""
-    keys = [key for key in _classifier_keys(published) if tensors.get(key, np.zeros(())).ndim]
+    keys = [key for key in _classifier_keys(published) if tensors.get(key, _NOTHING).ndim]
     return len(tensors[keys[0]]) if keys else None
 
 
