@@ -190,6 +190,31 @@ def datasets(config: c.DatasetsConfig) -> int:
     return _list(DATASETS, config.name)
 
 
+def weights(config: c.WeightsConfig) -> int:
+    """Import published weights and say what to type next, or list what can be imported."""
+    from kseg.published.networks import network
+
+    command = config.command
+    if isinstance(command, c.WeightsListConfig):
+        return _list_networks()
+    network(command.network)  # a wrong name is answered before TensorFlow is loaded
+    from kseg.quiet import load_tensorflow
+
+    load_tensorflow()
+    from kseg.published.importing import import_weights
+
+    imported = import_weights(
+        command.file,
+        command.network,
+        command.out,
+        classes=command.classes,
+        size=command.size,
+        keep_backbone=command.keep_backbone,
+    )
+    print(imported.summary(command.out))
+    return 0
+
+
 _COMMANDS: dict[type, tuple[str, Callable[[Any], int]]] = {
     c.TrainConfig: ("train", train),
     c.EvalConfig: ("evaluate", evaluate),
@@ -199,6 +224,7 @@ _COMMANDS: dict[type, tuple[str, Callable[[Any], int]]] = {
     c.BackbonesConfig: ("backbones", backbones),
     c.LossesConfig: ("losses", losses),
     c.DatasetsConfig: ("datasets", datasets),
+    c.WeightsConfig: ("weights", weights),
 }
 
 
@@ -281,6 +307,16 @@ def _list(registry: Registry, name: str | None) -> int:
     table = Table(registry.kind, "what it is", box=None)
     for known in registry:
         table.add_row(known, escape(inspect.getdoc(registry[known]).splitlines()[0]))
+    _show(table)
+    return 0
+
+
+def _list_networks() -> int:
+    from kseg.published.networks import NETWORKS
+
+    table = Table("network", "model of kseg", box=None)
+    for name, found in NETWORKS.items():
+        table.add_row(name, found.model)
     _show(table)
     return 0
 

@@ -14,7 +14,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+from tyro.conf import (
+    FlagCreatePairsOff,
+    OmitSubcommandPrefixes,
+    Positional,
+    UseAppendAction,
+    arg,
+    subcommand,
+)
 
 from kseg.errors import UserError
 from kseg.registry import nearest
@@ -237,6 +244,42 @@ class DatasetsConfig:
 
     name: Name = None
     """Show this one's docstring."""
+
+
+@dataclass(frozen=True)
+class WeightsImportConfig:
+    """Write published weights as a .keras file that evaluate, predict and train take."""
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """The weights, .pth or .safetensors."""
+    network: Annotated[str, arg(name="as", metavar="LIBRARY:NETWORK")]
+    """What they are of; `kseg weights list` lists the networks."""
+    out: Annotated[Path, arg(metavar="FILE.keras")]
+    """The file to write."""
+    classes: Annotated[str | None, arg(metavar="N|NAME,NAME,...|FILE", help_behavior_hint="")] = (
+        None
+    )
+    """Names of the classes, their count, or a classes.csv. Default: the network's own."""
+    size: Size = None
+    """Input size of the model, pixels. Default: the network's own."""
+    keep_backbone: Switch = False
+    """Import all but the classifier, which starts at random: for another number of classes."""
+
+
+@dataclass(frozen=True)
+class WeightsListConfig:
+    """List the networks whose published weights can be imported."""
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Take over the weights that other libraries have published."""
+
+    command: OmitSubcommandPrefixes[
+        Annotated[WeightsImportConfig, subcommand("import")]
+        | Annotated[WeightsListConfig, subcommand("list")]
+    ]
+    """What to do."""
 
 
 def recipe_arguments(name: str, *, without: Collection[str] = ()) -> list[str]:

@@ -89,9 +89,9 @@ def initialise_from(model: keras.Model, path: str | Path) -> list[str]:
 
     Returns:
         The names of layers that keep their fresh weights: those shaped by the number of classes
-        where the file has another number; those of training-only outputs, which no file of kseg
-        holds; and those that the file lacks and that add nothing yet, their weights all being
-        zeros, as the scores that make an FCN-16s of an FCN-32s.
+        where the file has another number; those of training-only outputs, which the files of a
+        run do not hold; and those that the file lacks and that add nothing yet, their weights all
+        being zeros, as the scores that make an FCN-16s of an FCN-32s.
 
     Raises:
         UserError: if the file cannot be read, or listing whatever else differs.

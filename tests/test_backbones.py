@@ -24,6 +24,7 @@ FACTS = {
     "resnet152": (58_143_808, (64, 256, 512, 1024, 2048)),
     "mobilenetv2": (2_223_872, (16, 24, 32, 96, 1280)),
     "mobilenetv3_large": (2_971_952, (16, 24, 40, 112, 960)),
+    "mobilenetv3_large_torchvision": (2_971_952, (16, 24, 40, 80, 960)),
     "mobilenetv3_small": (927_008, (16, 16, 24, 48, 576)),
     "xception41": (24_920_560, (128, 256, 728, 1024, 2048)),
     "xception65": (37_867_312, (128, 256, 728, 1024, 2048)),
@@ -47,7 +48,9 @@ FACTS = {
 # These are other members with more blocks; running them shows nothing new.
 DEEPER = {"resnet34", "resnet101", "resnet152", "xception65", "stdc2", "mit_b1"}
 DEEPER |= {"densenet161", "densenet169", "densenet201", "hrnet_w18", "hrnet_w32", "hrnet_w48"}
-RUN = [name for name in FACTS if name not in DEEPER]
+# Dilates as torch does, not exactly; compared with torchvision in test_torch_weights.py.
+DILATED_OTHERWISE = {"mobilenetv3_large_torchvision"}
+RUN = [name for name in FACTS if name not in DEEPER | DILATED_OTHERWISE]
 DILATED = [name for name in RUN if "output_stride" not in BACKBONES.entry(name).limits]
 # The deepest of them in one form by default: the padding differs, the depth does not.
 ONE_FORM = ("efficientnetv2_b0", "torch")

@@ -14,7 +14,7 @@ from kseg import __version__
 from kseg.cli import main
 from kseg.registry import MODELS
 
-COMMANDS = "train evaluate predict export models backbones losses datasets".split()
+COMMANDS = "train evaluate predict export models backbones losses datasets weights".split()
 
 
 def test_help_of_every_command_loads_neither_tensorflow_nor_keras():

@@ -10,6 +10,7 @@ from keras import KerasTensor, layers
 
 from kseg.backbones.features import Features, Form, Step, check_options, enter, stay
 from kseg.backbones.layers import CAFFE, PLAIN, TORCH, batch_norm, conv, normalise
+from kseg.backbones.units import even_rates
 from kseg.errors import UserError
 from kseg.registry import BACKBONES
 from kseg.weights import APPLICATIONS_URL, Published, load_backbone_weights
@@ -47,6 +48,7 @@ def ResNet18(
     output_stride: int = 32,
     weights: str | Path | None = None,
     form: Form = "keras",
+    even_dilation: bool = False,
 ) -> Features:
     """Build ResNet-18, two basic blocks a stage; maps of 64, 64, 128, 256, 512 channels.
 
@@ -55,6 +57,7 @@ def ResNet18(
         output_stride: 8, 16 or 32; below 32 the last stages are dilated instead of strided.
         weights: None; there are no published Keras weights.
         form: "keras" pads strided convolutions on the far side, "torch" on both.
+        even_dilation: dilate the first unit of a dilated stage as much as the others.
 
     Returns:
         Features at strides 2, 4, 8, 16, 32, as far as `output_stride` goes.
@@ -65,7 +68,8 @@ def ResNet18(
     Source:
         He et al., CVPR 2016, table 1 (arXiv 1512.03385).
     """
-    x, features = _resnet(image, _basic, (2, 2, 2, 2), output_stride, form, _stem, {})
+    rates = even_rates(output_stride) if even_dilation else {}
+    x, features = _resnet(image, _basic, (2, 2, 2, 2), output_stride, form, _stem, rates)
     load_backbone_weights(image, x, weights, published=None, form=form)
     return features
 
@@ -77,12 +81,14 @@ def ResNet34(
     output_stride: int = 32,
     weights: str | Path | None = None,
     form: Form = "keras",
+    even_dilation: bool = False,
 ) -> Features:
     """Build ResNet-34, 3, 4, 6, 3 basic blocks; maps of 64, 64, 128, 256, 512 channels.
 
     Args, Returns, Raises, Source: as `ResNet18`.
     """
-    x, features = _resnet(image, _basic, (3, 4, 6, 3), output_stride, form, _stem, {})
+    rates = even_rates(output_stride) if even_dilation else {}
+    x, features = _resnet(image, _basic, (3, 4, 6, 3), output_stride, form, _stem, rates)
     load_backbone_weights(image, x, weights, published=None, form=form)
     return features
 

@@ -1,4 +1,4 @@
-"""What only the ResNets of bottlenecks can be asked for: dilation unit by unit, a deep stem."""
+"""What only ResNets can be asked for: dilation unit by unit, even dilation, a deep stem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from kseg.backbones.features import Features
 from kseg.errors import UserError
 from kseg.registry import BACKBONES
 
-_WORDS = {"rates": "dilation rates for single units", "deep_stem": "deep stem"}
+_WORDS = {
+    "rates": "dilation rates for single units",
+    "deep_stem": "deep stem",
+    "even_dilation": "even dilation",
+}
 
 
 def configured(
@@ -40,9 +44,28 @@ def configured(
     options = {name: value for name, value in (("rates", rates), ("deep_stem", deep_stem)) if value}
     for option in options:
         if not _takes(backbone, option):
-            able = ", ".join(name for name in BACKBONES if _takes(name, option))
-            raise UserError(f"backbone {backbone} has no {_WORDS[option]}; these have: {able}")
+            raise _lacking(backbone, option, [option])
     return functools.partial(BACKBONES[backbone], **options)
+
+
+def evenly_dilated(backbone: str, output_stride: int) -> Callable[..., Features]:
+    """Return the builder of a ResNet, told to dilate all units of a stage alike.
+
+    Args:
+        backbone: registry name.
+        output_stride: at which the builder will be asked to start dilating.
+
+    Returns:
+        What `BACKBONES[backbone]` is, to be called with the image and the other options.
+
+    Raises:
+        UserError: where the backbone cannot do so, naming those that can.
+    """
+    if _takes(backbone, "rates"):
+        return functools.partial(BACKBONES[backbone], rates=even_rates(output_stride))
+    if _takes(backbone, "even_dilation"):
+        return functools.partial(BACKBONES[backbone], even_dilation=True)
+    raise _lacking(backbone, "even_dilation", ["rates", "even_dilation"])
 
 
 def even_rates(output_stride: int) -> dict[int, tuple[int, ...]]:
@@ -52,6 +75,11 @@ def even_rates(output_stride: int) -> dict[int, tuple[int, ...]]:
     (`features.enter`).
     """
     return {stride: (stride // output_stride,) for stride in (16, 32) if stride > output_stride}
+
+
+def _lacking(backbone: str, wish: str, options: list[str]) -> UserError:
+    able = [name for name in BACKBONES if any(_takes(name, option) for option in options)]
+    return UserError(f"backbone {backbone} has no {_WORDS[wish]}; these have: {', '.join(able)}")
 
 
 def _takes(backbone: str, option: str) -> bool:

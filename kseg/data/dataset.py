@@ -232,6 +232,32 @@ def voc_palette(count: int) -> tuple[Colour, ...]:
     )
 
 
+# Of PASCAL VOC, as its development kit orders them; their colours are `voc_palette(21)`.
+VOC_CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
 def listing(items: Iterable[str], *, shown: int = 3) -> str:
     """Return the first few items as text and how many more there are."""
     items = list(items)

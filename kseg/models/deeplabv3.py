@@ -10,6 +10,7 @@ from keras import layers
 from kseg.backbones.features import Form
 from kseg.backbones.units import configured
 from kseg.blocks import activate, aspp, check_input, classifier, conv_bn_relu, fcn_head
+from kseg.models.torch_form import check_size
 from kseg.registry import MODELS
 
 _MULTI_GRID = (1, 2, 4)
@@ -34,7 +35,8 @@ def DeepLabV3(
     """Build DeepLab v3.
 
     Args:
-        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32.
+        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32, or any sizes
+            from 64 on with a ResNet of form "torch".
         num_classes: number of classes, background among them.
         backbone: registry name of the feature extractor.
         backbone_weights: None, "imagenet" or a file of them.
@@ -64,7 +66,7 @@ def DeepLabV3(
     Differs:
         The paper has no dropout; 0.1 is that of the authors' code.
     """
-    check_input(input_shape, num_classes)
+    check_size(input_shape, num_classes, backbone=backbone, form=form)
     size = input_shape[:2]
     image = keras.Input(input_shape, name="image")
     unit_rates = _unit_rates(multi_grid, output_stride)

@@ -10,6 +10,7 @@ from keras import layers
 from kseg.backbones.features import Form
 from kseg.blocks import check_input, fcn_head
 from kseg.errors import UserError
+from kseg.models.torch_form import check_size
 from kseg.registry import BACKBONES, MODELS
 from kseg.upsampling import FixedDeconvolution, LearnedDeconvolution, resize_to
 
@@ -108,7 +109,8 @@ def FCNResNet(
     """Build torchvision's FCN: a dilated backbone and one head on its deepest map.
 
     Args:
-        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32.
+        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32, or any sizes
+            from 64 on with a ResNet of form "torch".
         num_classes: number of classes, background among them.
         backbone: registry name of the feature extractor.
         backbone_weights: None, "imagenet" or a file of them.
@@ -129,7 +131,7 @@ def FCNResNet(
     Differs:
         Weights for the auxiliary loss as in torchvision's reference training, 0.4 rather than 0.5.
     """
-    check_input(input_shape, num_classes)
+    check_size(input_shape, num_classes, backbone=backbone, form=form)
     size = input_shape[:2]
     image = keras.Input(input_shape, name="image")
     features = BACKBONES[backbone](

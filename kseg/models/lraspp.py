@@ -8,7 +8,8 @@ import keras
 from keras import layers
 
 from kseg.backbones.features import Form
-from kseg.blocks import check_input, conv_bn_relu, enlarged, pool_to
+from kseg.blocks import conv_bn_relu, enlarged, pool_to
+from kseg.models.torch_form import check_size
 from kseg.registry import BACKBONES, MODELS
 from kseg.upsampling import resize_to
 
@@ -27,7 +28,8 @@ def LRASPP(
     """Build Lite Reduced ASPP.
 
     Args:
-        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32.
+        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32, or any sizes
+            from 64 on with backbone mobilenetv3_large_torchvision of form "torch".
         num_classes: number of classes, background among them.
         backbone: registry name of the feature extractor.
         backbone_weights: None, "imagenet" or a file of them.
@@ -47,10 +49,10 @@ def LRASPP(
 
     Differs:
         The gate averages the whole map, as in torchvision, rather than windows of 49x49, and the
-        backbone keeps its full last stage. The skip is the last map of stride 8, torchvision's
-        the first.
+        backbone keeps its full last stage. The skip is the last map of stride 8; torchvision's,
+        the first, comes with backbone mobilenetv3_large_torchvision.
     """
-    check_input(input_shape, num_classes)
+    check_size(input_shape, num_classes, backbone=backbone, form=form)
     image = keras.Input(input_shape, name="image")
     features = BACKBONES[backbone](
         image, output_stride=output_stride, weights=backbone_weights, form=form

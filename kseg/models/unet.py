@@ -10,8 +10,9 @@ from keras import layers, ops
 from kseg.backbones.features import Form
 from kseg.blocks import check_input, classifier, conv_bn_relu
 from kseg.errors import UserError
+from kseg.models.torch_form import check_size, scores
 from kseg.registry import BACKBONES, MODELS
-from kseg.upsampling import resize_to
+from kseg.upsampling import nearest, resize_to
 
 _LEVELS = 4
 # Four levels of unpadded 3x3 convolutions turn n + 184 pixels into n, where n is 4 above a
@@ -84,17 +85,22 @@ def UNetBackbone(
     backbone_weights: str | None = None,
     form: Form = "keras",
     decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16),
+    upsampling: Literal["bilinear", "nearest"] = "bilinear",
+    classifier_kernel: Literal[1, 3] = 1,
 ) -> keras.Model:
     """Build a U-Net whose contracting path is any backbone.
 
     Args:
-        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32.
+        input_shape: (height, width, 3) of the RGB image, 0..255; multiples of 32, or any sizes
+            from 64 on with a ResNet of form "torch".
         num_classes: number of classes, background among them.
         backbone: registry name of the feature extractor.
         backbone_weights: None, "imagenet" or a file of them.
         form: which framework's conventions the backbone follows.
         decoder_channels: channels at strides 16, 8, 4, 2 and 1; leave off the last ones to
             classify on a coarser map.
+        upsampling: how maps grow; "nearest" is that of segmentation_models.pytorch.
+        classifier_kernel: side of the classifier; that of segmentation_models.pytorch is 3.
 
     Returns:
         Model from "image" to {"logits": (B, H, W, num_classes) float32}.
@@ -108,9 +114,10 @@ def UNetBackbone(
         segmentation_models.pytorch, `decoders/unet/decoder.py`.
 
     Differs:
-        Maps grow bilinearly instead of by nearest neighbours, and a 1x1 convolution classifies.
+        By default maps grow bilinearly instead of by nearest neighbours, and a 1x1 convolution
+        classifies.
     """
-    check_input(input_shape, num_classes)
+    check_size(input_shape, num_classes, backbone=backbone, form=form)
     if not 0 < len(decoder_channels) <= 5:
         raise UserError(f"decoder_channels {decoder_channels} must be one to five numbers")
     image = keras.Input(input_shape, name="image")
@@ -119,13 +126,28 @@ def UNetBackbone(
     for index, filters in enumerate(decoder_channels):
         stride = 16 // 2**index
         name = f"up{stride}"
-        x = resize_to(x, (2 * x.shape[1], 2 * x.shape[2]), name=f"{name}_resize")
+        size = features[stride].shape[1:3] if stride in features else input_shape[:2]
+        x = _grow(x, size, upsampling, name=f"{name}_resize")
         if stride in features:
             x = layers.Concatenate(name=f"{name}_concat")([x, features[stride]])
         x = conv_bn_relu(x, filters, name=f"{name}_1")
         x = conv_bn_relu(x, filters, name=f"{name}_2")
-    logits = classifier(x, num_classes, input_shape[:2])
+    logits = scores(x, num_classes, input_shape[:2], kernel=classifier_kernel)
     return keras.Model(image, {"logits": logits}, name="unet_backbone")
+
+
+def _grow(
+    x: keras.KerasTensor, size: tuple[int, int], upsampling: str, *, name: str
+) -> keras.KerasTensor:
+    """Double a map, or less by one pixel where the image's sides are odd."""
+    if upsampling == "bilinear":
+        return resize_to(x, size, name=name)
+    x = nearest(x, 2, name=name)
+    # Of a map of 2n - 1, torch's nearest neighbours are those of 2n without the last.
+    if x.shape[1:3] != size:
+        margins = tuple((0, have - want) for have, want in zip(x.shape[1:3], size, strict=True))
+        x = layers.Cropping2D(margins, name=f"{name}_crop")(x)
+    return x
 
 
 def _double_conv(x: keras.KerasTensor, filters: int, padding: str, name: str) -> keras.KerasTensor:

@@ -1,0 +1,1 @@
+"""Networks that others have published weights of, and their files read into models of kseg."""
