@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -116,7 +116,14 @@ def depthwise_bn_relu(
     Returns:
         (B, ceil(H / strides), ceil(W / strides), C).
     """
-    x = layers.DepthwiseConv2D(
+    x = _depthwise(x, name=name, kernel=kernel, strides=strides, dilation=dilation)
+    return activate(batch_norm(x, name=name), activation, name=name)
+
+
+def _depthwise(
+    x: keras.KerasTensor, *, name: str, kernel: int, strides: int, dilation: int
+) -> keras.KerasTensor:
+    return layers.DepthwiseConv2D(
         kernel,
         strides=strides,
         padding="same",
@@ -126,7 +133,6 @@ def depthwise_bn_relu(
         depthwise_initializer=keras.initializers.RandomNormal(stddev=math.sqrt(2) / kernel),
         name=f"{name}_conv",
     )(x)
-    return activate(batch_norm(x, name=name), activation, name=name)
 
 
 def separable_conv(
@@ -137,6 +143,7 @@ def separable_conv(
     kernel: int = 3,
     strides: int = 1,
     dilation: int = 1,
+    inner_bn: bool = True,
 ) -> keras.KerasTensor:
     """Depthwise then 1x1 convolution, batch normalisation and ReLU after each (DeepLab's form).
 
@@ -147,13 +154,13 @@ def separable_conv(
         kernel: side of the depthwise kernel.
         strides: of the depthwise convolution.
         dilation: atrous rate of the depthwise convolution.
+        inner_bn: normalise and rectify between the two; without, nothing is there.
 
     Returns:
         (B, ceil(H / strides), ceil(W / strides), filters).
     """
-    x = depthwise_bn_relu(
-        x, kernel=kernel, strides=strides, dilation=dilation, name=f"{name}_depthwise"
-    )
+    depthwise = depthwise_bn_relu if inner_bn else _depthwise
+    x = depthwise(x, kernel=kernel, strides=strides, dilation=dilation, name=f"{name}_depthwise")
     return conv_bn_relu(x, filters, kernel=1, name=f"{name}_pointwise")
 
 
@@ -215,7 +222,7 @@ def aspp(
     filters: int = 256,
     *,
     rates: Sequence[int],
-    separable: bool = False,
+    conv: Callable[..., keras.KerasTensor] = conv_bn_relu,
     name: str = "aspp",
 ) -> keras.KerasTensor:
     """Atrous spatial pyramid pooling with an image-level branch.
@@ -224,7 +231,7 @@ def aspp(
         x: (B, H, W, C).
         filters: channels of every branch and of the result.
         rates: atrous rate of each 3x3 branch.
-        separable: make the 3x3 branches depthwise separable.
+        conv: makes a 3x3 branch; `separable_conv` makes it depthwise separable.
         name: prefix of its layers.
 
     Returns:
@@ -234,7 +241,6 @@ def aspp(
         Chen, Papandreou, Schroff, Adam, "Rethinking Atrous Convolution for Semantic Image
         Segmentation", 2017, section 3.3, arXiv:1706.05587.
     """
-    conv = separable_conv if separable else conv_bn_relu
     branches = [conv_bn_relu(x, filters, kernel=1, name=f"{name}_1x1")]
     branches += [conv(x, filters, dilation=rate, name=f"{name}_rate{rate}") for rate in rates]
     image_level = pool_to(x, 1, name=f"{name}_pool")
@@ -245,37 +251,50 @@ def aspp(
 
 
 def classifier(
-    x: keras.KerasTensor, num_classes: int, size: tuple[int, int], *, name: str = "logits"
+    x: keras.KerasTensor,
+    num_classes: int,
+    size: tuple[int, int],
+    *,
+    kernel: int = 1,
+    align_corners: bool = False,
+    name: str = "logits",
 ) -> keras.KerasTensor:
-    """Classify each pixel by a 1x1 convolution, then resize to the image.
+    """Classify each pixel by a convolution, then resize to the image.
 
     Args:
         x: (B, h, w, C).
         num_classes: number of classes.
         size: height and width of the image.
+        kernel: side of the convolution's kernel.
+        align_corners: of the resize, as in `resize_to`.
         name: of the output; its layers are `{name}_conv`, `{name}_resize` and `{name}`.
 
     Returns:
         (B, height, width, num_classes) float32.
     """
-    x = layers.Conv2D(num_classes, 1, name=f"{name}_conv")(x)
-    return enlarged(x, size, name=name)
+    x = layers.Conv2D(num_classes, kernel, padding="same", name=f"{name}_conv")(x)
+    return enlarged(x, size, align_corners=align_corners, name=name)
 
 
 def enlarged(
-    x: keras.KerasTensor, size: tuple[int, int], *, name: str = "logits"
+    x: keras.KerasTensor,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = False,
+    name: str = "logits",
 ) -> keras.KerasTensor:
     """Resize scores to the image: an output of a model.
 
     Args:
         x: (B, h, w, C).
         size: height and width of the image.
+        align_corners: as in `resize_to`.
         name: of the output; its layers are `{name}_resize` and `{name}`.
 
     Returns:
         (B, height, width, C) float32, whatever the layers before calculate in.
     """
-    x = resize_to(x, size, name=f"{name}_resize")
+    x = resize_to(x, size, align_corners=align_corners, name=f"{name}_resize")
     return layers.Activation("linear", dtype="float32", name=name)(x)
 
 

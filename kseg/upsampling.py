@@ -21,13 +21,18 @@ from keras import layers, ops
 
 
 def resize_to(
-    x: keras.KerasTensor, target: keras.KerasTensor | tuple[int, int], *, name: str
+    x: keras.KerasTensor,
+    target: keras.KerasTensor | tuple[int, int],
+    *,
+    align_corners: bool = False,
+    name: str,
 ) -> keras.KerasTensor:
     """Resize bilinearly with half-pixel centres, in float32 whatever the policy.
 
     Args:
         x: (B, h, w, C).
         target: (height, width), or a map (B, H, W, any) whose size is wanted.
+        align_corners: let the corner pixels meet instead, for weights that were trained so.
         name: of the layer.
 
     Returns:
@@ -37,6 +42,8 @@ def resize_to(
     rows, columns = x.shape[1:3]
     if (rows, columns) == (height, width):
         return x
+    if align_corners and (rows, columns) != (1, 1):
+        return CornerResize(height, width, dtype="float32", name=name)(x)
     if height % rows == 0 and width % columns == 0:
         factors = (height // rows, width // columns)
         return layers.UpSampling2D(factors, interpolation="bilinear", dtype="float32", name=name)(x)
@@ -46,6 +53,39 @@ def resize_to(
 def nearest(x: keras.KerasTensor, factor: int, *, name: str) -> keras.KerasTensor:
     """Repeat each pixel: (B, h, w, C) becomes (B, factor h, factor w, C)."""
     return NearestResize(factor * x.shape[1], factor * x.shape[2], name=name)(x)
+
+
+@keras.saving.register_keras_serializable("kseg")
+class CornerResize(layers.Layer):
+    """Resize bilinearly so that corner pixels keep their values: torch's `align_corners=True`.
+
+    Two products with constant matrices stand for it, as `keras.ops` has no such resize.
+
+    Example:
+        [0, 30] enlarged to 4 is [0, 10, 20, 30]; with half-pixel centres [0, 7.5, 22.5, 30].
+    """
+
+    def __init__(self, height: int, width: int, **kwargs: Any) -> None:  # noqa: ANN401
+        """Take the size wanted; `kwargs` are those of `keras.layers.Layer`."""
+        super().__init__(**kwargs)
+        self.height = height
+        self.width = width
+
+    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        """Return `x` (B, h, w, C) as (B, height, width, C)."""
+        rows = ops.cast(_tents(x.shape[1], self.height), x.dtype)
+        columns = ops.cast(_tents(x.shape[2], self.width), x.dtype)
+        return ops.einsum("yh,bhwc,xw->byxc", rows, x, columns)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `__init__` took."""
+        return super().get_config() | {"height": self.height, "width": self.width}
+
+
+def _tents(old: int, new: int) -> np.ndarray:
+    """Return the (new, old) matrix of weights of each old position in each new one."""
+    where = np.linspace(0, old - 1, new)[:, None]
+    return np.clip(1 - np.abs(where - np.arange(old)), 0, 1).astype("float32")
 
 
 @keras.saving.register_keras_serializable("kseg")

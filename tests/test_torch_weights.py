@@ -17,11 +17,11 @@ from kseg.data.dataset import VOC_CLASSES, voc_palette
 from kseg.errors import UserError
 from kseg.inference import load
 from kseg.models import build
-from kseg.models.torch_form import CornerResize
 from kseg.published.checkpoint import read_checkpoint
 from kseg.published.importing import _FIELDS, _shape_there, import_weights
 from kseg.published.networks import NETWORKS
 from kseg.runtimes import open_tflite
+from kseg.upsampling import CornerResize
 from kseg.weights import initialise_from, read_model
 
 SIZE = (64, 96)

@@ -85,3 +85,12 @@ def check_options(output_stride: int, form: str) -> None:
         raise UserError(f"output_stride must be 8, 16 or 32, not {output_stride}")
     if form not in ("keras", "torch"):
         raise UserError(f"form must be keras or torch, not {form!r}")
+
+
+def check_undilated(output_stride: int) -> None:
+    """Raise UserError where a backbone that cannot dilate is asked for less than stride 32."""
+    if output_stride != 32:
+        raise UserError(
+            f"this backbone does not dilate, and the model asks for stride {output_stride} at "
+            "most; take another backbone or, where the model has it, output_stride 32 (ocrnet: 4)"
+        )

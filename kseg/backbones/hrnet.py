@@ -6,9 +6,8 @@ from pathlib import Path
 
 from keras import KerasTensor, layers
 
-from kseg.backbones.features import Features, Form, Step, check_options
+from kseg.backbones.features import Features, Form, Step, check_options, check_undilated
 from kseg.backbones.layers import PLAIN, TORCH, UNIT, batch_norm, conv, normalise
-from kseg.errors import UserError
 from kseg.registry import BACKBONES
 from kseg.upsampling import resize_to
 from kseg.weights import load_backbone_weights
@@ -109,11 +108,7 @@ def _hrnet(
     modules: tuple[int, int, int] = (1, 4, 3),
 ) -> Features:
     check_options(output_stride, form)
-    if output_stride != 32:
-        raise UserError(
-            f"HRNet does not dilate, and this model asks for maps of stride {output_stride} at "
-            "most; take another backbone or, where the model has it, output_stride 32 (ocrnet: 4)"
-        )
+    check_undilated(output_stride)
     x = normalise(image, UNIT if form == "keras" else TORCH)
     stem = _conv(x, 64, 3, form, "stem1", step=_HALVE)
     x = _conv(stem, 64, 3, form, "stem2", step=_HALVE)

@@ -13,9 +13,8 @@ from typing import Any
 import keras
 from keras import KerasTensor, layers, ops
 
-from kseg.backbones.features import Features, Form, check_options
+from kseg.backbones.features import Features, Form, check_options, check_undilated
 from kseg.backbones.layers import TORCH, UNIT, normalise
-from kseg.errors import UserError
 from kseg.registry import BACKBONES
 from kseg.weights import load_backbone_weights
 
@@ -92,10 +91,7 @@ def _mit(
     activation: str,
 ) -> Features:
     check_options(output_stride, form)
-    if output_stride != 32:
-        raise UserError(
-            f"a Mix Transformer does not dilate: output_stride must be 32, not {output_stride}"
-        )
+    check_undilated(output_stride)
     x = normalise(image, UNIT if form == "keras" else TORCH)
     maps = {2: layers.AveragePooling2D(2, name="half")(x)}
     for stage, (stride, kernel, heads, reduction) in enumerate(_STAGES):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from keras import KerasTensor, layers
 
@@ -11,6 +11,8 @@ from kseg.backbones.features import Features, Form, Step, check_options, enter, 
 from kseg.backbones.layers import TORCH, UNIT, batch_norm, conv, depthwise_conv, normalise
 from kseg.registry import BACKBONES
 from kseg.weights import APPLICATIONS_URL, Published, load_backbone_weights
+
+Activation = Literal["hard_swish", "relu6", "relu"]
 
 
 class _Row(NamedTuple):
@@ -22,6 +24,11 @@ class _Row(NamedTuple):
     gated: bool
     activation: str
     stride: int
+
+    def with_swish(self, activation: Activation) -> _Row:
+        """Return the row with another activation in place of hard-swish."""
+        swish = self.activation == "hard_swish"
+        return self._replace(activation=activation) if swish else self
 
 
 _LARGE = (
@@ -71,12 +78,13 @@ def MobileNetV3Small(
     output_stride: int = 32,
     weights: str | Path | None = None,
     form: Form = "keras",
+    activation: Activation = "hard_swish",
 ) -> Features:
     """Build MobileNetV3-Small on an image; maps of 16, 16, 24, 48, 576 channels.
 
     Args, Returns, Raises, Source, Differs: as `MobileNetV3Large`.
     """
-    x, features = _mobilenetv3(image, _SMALL, output_stride, form)
+    x, features = _mobilenetv3(image, _SMALL, output_stride, form, activation)
     load_backbone_weights(image, x, weights, published=_PUBLISHED_SMALL, form=form)
     return features
 
@@ -88,6 +96,7 @@ def MobileNetV3Large(
     output_stride: int = 32,
     weights: str | Path | None = None,
     form: Form = "keras",
+    activation: Activation = "hard_swish",
 ) -> Features:
     """Build MobileNetV3-Large on an image; maps of 16, 24, 40, 112, 960 channels.
 
@@ -97,6 +106,8 @@ def MobileNetV3Large(
         weights: None, "imagenet", or a `weights_mobilenet_v3_large_..._no_top_v2.h5` of
             keras.applications.
         form: "keras" pads strided layers at the far border, "torch" on both sides.
+        activation: what stands where the paper has hard-swish; "relu6" and "relu" are quicker in
+            int8 files, where hard-swish leaves the fast kernels.
 
     Returns:
         Features at strides 2, 4, 8, 16, 32, as far as `output_stride` goes; the deepest is the
@@ -112,24 +123,72 @@ def MobileNetV3Large(
         torchvision dilates the first block of a dilated stage, too, and taps the first block of
         a stride for LR-ASPP; here the last one is tapped.
     """
-    x, features = _mobilenetv3(image, _LARGE, output_stride, form)
+    x, features = _mobilenetv3(image, _LARGE, output_stride, form, activation)
+    load_backbone_weights(image, x, weights, published=_PUBLISHED_LARGE, form=form)
+    return features
+
+
+@BACKBONES.register("mobilenetv3_large_torchvision")
+def MobileNetV3LargeTorchvision(
+    image: KerasTensor,
+    *,
+    output_stride: int = 32,
+    weights: str | Path | None = None,
+    form: Form = "keras",
+    activation: Activation = "hard_swish",
+) -> Features:
+    """Build MobileNetV3-Large as torchvision segments with it; maps of 16, 24, 40, 80, 960.
+
+    Args:
+        image: (B, H, W, 3) RGB 0..255; H and W multiples of 32, or any in form "torch".
+        output_stride: 8, 16 or 32; below 32 the last stages are dilated instead of strided, the
+            first block of a stage as much as the others.
+        weights: None, "imagenet", or a `weights_mobilenet_v3_large_..._no_top_v2.h5` of
+            keras.applications.
+        form: "keras" pads strided layers at the far border, "torch" on both sides.
+        activation: as in `MobileNetV3Large`.
+
+    Returns:
+        Features at strides 2, 4, 8, 16, 32, as far as `output_stride` goes: the first map of each
+        stride but the deepest, which is the last 1 x 1 convolution.
+
+    Raises:
+        UserError: if an option is unknown or the weights cannot be had.
+
+    Source:
+        torchvision, `models/mobilenetv3.py` (`dilated`) and `models/segmentation/lraspp.py`;
+        Howard et al., ICCV 2019, table 1 (arXiv 1905.02244).
+    """
+    x, features = _mobilenetv3(image, _LARGE, output_stride, form, activation, as_torchvision=True)
     load_backbone_weights(image, x, weights, published=_PUBLISHED_LARGE, form=form)
     return features
 
 
 def _mobilenetv3(
-    image: KerasTensor, rows: tuple[_Row, ...], output_stride: int, form: Form
+    image: KerasTensor,
+    rows: tuple[_Row, ...],
+    output_stride: int,
+    form: Form,
+    activation: Activation,
+    *,
+    as_torchvision: bool = False,
 ) -> tuple[KerasTensor, Features]:
     check_options(output_stride, form)
     x = normalise(image, UNIT if form == "keras" else TORCH)
     x = conv(x, 16, 3, step=Step(2, 1, 1), form=form, name="conv")
-    x = _bn_activation(x, "hard_swish", "conv")
-    maps: dict[int, KerasTensor] = {2: x}
+    x = _bn_activation(x, activation, "conv")
+    first, last = {2: x}, {2: x}
     for block, row in enumerate(rows):
-        step = (stay if row.stride in maps else enter)(row.stride, output_stride)
-        x = maps[row.stride] = _inverted_residual(x, row, step, form, block)
+        enters = row.stride not in last
+        if as_torchvision:  # a block that would stride dilates at once instead
+            enters &= row.stride <= output_stride
+        step = (enter if enters else stay)(row.stride, output_stride)
+        x = _inverted_residual(x, row.with_swish(activation), step, form, block)
+        first.setdefault(row.stride, x)
+        last[row.stride] = x
+    maps = first if as_torchvision else last
     x = conv(x, 6 * x.shape[-1], 1, form=form, name="conv_1")
-    x = maps[32] = _bn_activation(x, "hard_swish", "conv_1")
+    x = maps[32] = _bn_activation(x, activation, "conv_1")
     return x, Features(maps, tuple(maps.values()), output_stride=output_stride)
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from keras import KerasTensor, layers
 
-from kseg.backbones.features import Features, Form, Step, check_options
+from kseg.backbones.features import Features, Form, Step, check_options, check_undilated
 from kseg.backbones.layers import PLAIN, TORCH, UNIT, batch_norm, conv, depthwise_conv, normalise
-from kseg.errors import UserError
 from kseg.registry import BACKBONES
 from kseg.weights import load_backbone_weights
 
@@ -74,11 +73,7 @@ def _stdc(
     form: Form,
 ) -> Features:
     check_options(output_stride, form)
-    if output_stride != 32:
-        raise UserError(
-            f"STDC does not dilate, and this model asks for maps of stride {output_stride} at "
-            "most; take another backbone or, where the model has it, output_stride 32"
-        )
+    check_undilated(output_stride)
     x = normalise(image, UNIT if form == "keras" else TORCH)
     x = stem = _conv_x(x, 32, 3, form, "convx1", step=_HALVE)
     x = _conv_x(x, 64, 3, form, "convx2", step=_HALVE)

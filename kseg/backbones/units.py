@@ -1,4 +1,4 @@
-"""What only ResNets can be asked for: dilation unit by unit, even dilation, a deep stem."""
+"""What only some backbones can be asked for: dilation unit by unit, a deep stem, an activation."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _WORDS = {
     "rates": "dilation rates for single units",
     "deep_stem": "deep stem",
     "even_dilation": "even dilation",
+    "activation": "activation to choose",
 }
 
 
@@ -66,6 +67,26 @@ def evenly_dilated(backbone: str, output_stride: int) -> Callable[..., Features]
     if _takes(backbone, "even_dilation"):
         return functools.partial(BACKBONES[backbone], even_dilation=True)
     raise _lacking(backbone, "even_dilation", ["rates", "even_dilation"])
+
+
+def activated(backbone: str, activation: str | None) -> Callable[..., Features]:
+    """Return the builder of a backbone, told which activation to put in place of its slow one.
+
+    Args:
+        backbone: registry name.
+        activation: None for the backbone's own.
+
+    Returns:
+        What `BACKBONES[backbone]` is, to be called with the image and the other options.
+
+    Raises:
+        UserError: where the backbone has none to choose, naming those that have, or not this one.
+    """
+    if activation is None:
+        return BACKBONES[backbone]
+    if not _takes(backbone, "activation"):
+        raise _lacking(backbone, "activation", ["activation"])
+    return functools.partial(BACKBONES[backbone], activation=activation)
 
 
 def even_rates(output_stride: int) -> dict[int, tuple[int, ...]]:

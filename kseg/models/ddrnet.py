@@ -14,7 +14,9 @@ from kseg.registry import MODELS
 from kseg.upsampling import resize_to
 
 
-@MODELS.register("ddrnet", aux={"aux": (None, 0.4)})
+@MODELS.register(
+    "ddrnet", aux={"aux": (None, 0.4)}, variants=("base_channels=64 head_channels=128",)
+)
 def DDRNet(
     input_shape: tuple[int, int, int],
     num_classes: int,

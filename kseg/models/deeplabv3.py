@@ -10,7 +10,7 @@ from keras import layers
 from kseg.backbones.features import Form
 from kseg.backbones.units import configured
 from kseg.blocks import activate, aspp, check_input, classifier, conv_bn_relu, fcn_head
-from kseg.models.torch_form import check_size
+from kseg.models.image_size import check_size
 from kseg.registry import MODELS
 
 _MULTI_GRID = (1, 2, 4)

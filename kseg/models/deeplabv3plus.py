@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import keras
@@ -9,12 +10,13 @@ from keras import layers
 
 from kseg.backbones.features import Form
 from kseg.backbones.units import evenly_dilated
-from kseg.blocks import conv_bn_relu, separable_conv
-from kseg.models.torch_form import aspp_of, check_size, plain_separable_conv, resize, scores
+from kseg.blocks import aspp, classifier, conv_bn_relu, separable_conv
+from kseg.models.image_size import check_size
 from kseg.registry import BACKBONES, MODELS
+from kseg.upsampling import resize_to
 
 
-@MODELS.register("deeplabv3plus")
+@MODELS.register("deeplabv3plus", variants=("backbone=mobilenetv2",))
 def DeepLabV3Plus(
     input_shape: tuple[int, int, int],
     num_classes: int,
@@ -78,16 +80,16 @@ def DeepLabV3Plus(
     build = evenly_dilated(backbone, output_stride) if even_dilation else BACKBONES[backbone]
     features = build(image, output_stride=output_stride, weights=backbone_weights, form=form)
     rates = tuple(rate * 16 // output_stride for rate in rates)
-    conv = (separable_conv if inner_bn else plain_separable_conv) if separable else conv_bn_relu
-    x = aspp_of(conv, features.stages[-1], aspp_channels, rates=rates)
+    conv = functools.partial(separable_conv, inner_bn=inner_bn) if separable else conv_bn_relu
+    x = aspp(features.stages[-1], aspp_channels, rates=rates, conv=conv)
     x = layers.Dropout(dropout, name="aspp_dropout")(x)
     if head_conv:
         x = conv(x, aspp_channels, name="head")
     if decoder:
         low = conv_bn_relu(features[4], low_level_channels, kernel=1, name="low_level")
-        x = resize(x, low, align_corners=align_corners, name="decoder_resize")
+        x = resize_to(x, low, align_corners=align_corners, name="decoder_resize")
         x = layers.Concatenate(name="decoder_concat")([x, low])
         for number in range(1, decoder_convs + 1):
             x = conv(x, aspp_channels, name=f"decoder{number}")
-    logits = scores(x, num_classes, input_shape[:2], align_corners=align_corners)
+    logits = classifier(x, num_classes, input_shape[:2], align_corners=align_corners)
     return keras.Model(image, {"logits": logits}, name="deeplabv3plus")

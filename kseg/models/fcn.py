@@ -10,7 +10,7 @@ from keras import layers
 from kseg.backbones.features import Form
 from kseg.blocks import check_input, fcn_head
 from kseg.errors import UserError
-from kseg.models.torch_form import check_size
+from kseg.models.image_size import check_size
 from kseg.registry import BACKBONES, MODELS
 from kseg.upsampling import FixedDeconvolution, LearnedDeconvolution, resize_to
 

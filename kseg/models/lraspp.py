@@ -8,13 +8,21 @@ import keras
 from keras import layers
 
 from kseg.backbones.features import Form
+from kseg.backbones.units import activated
 from kseg.blocks import conv_bn_relu, enlarged, pool_to
-from kseg.models.torch_form import check_size
-from kseg.registry import BACKBONES, MODELS
+from kseg.models.image_size import check_size
+from kseg.registry import MODELS
 from kseg.upsampling import resize_to
 
 
-@MODELS.register("lraspp")
+@MODELS.register(
+    "lraspp",
+    variants=(
+        "activation=relu6",
+        "backbone=mobilenetv3_small",
+        "backbone=mobilenetv3_small activation=relu6",
+    ),
+)
 def LRASPP(
     input_shape: tuple[int, int, int],
     num_classes: int,
@@ -24,6 +32,7 @@ def LRASPP(
     form: Form = "keras",
     output_stride: Literal[8, 16, 32] = 16,
     head_channels: int = 128,
+    activation: Literal["hard_swish", "relu6", "relu"] | None = None,
 ) -> keras.Model:
     """Build Lite Reduced ASPP.
 
@@ -36,6 +45,8 @@ def LRASPP(
         form: which framework's conventions the backbone follows.
         output_stride: stride at which the backbone starts to dilate.
         head_channels: channels of the gated map.
+        activation: of a MobileNetV3, in place of hard-swish; "relu6" and "relu" are quicker in
+            int8 files. None is the backbone's own.
 
     Returns:
         Model from "image" to {"logits": (B, H, W, num_classes) float32}.
@@ -54,9 +65,8 @@ def LRASPP(
     """
     check_size(input_shape, num_classes, backbone=backbone, form=form)
     image = keras.Input(input_shape, name="image")
-    features = BACKBONES[backbone](
-        image, output_stride=output_stride, weights=backbone_weights, form=form
-    )
+    build = activated(backbone, activation)
+    features = build(image, output_stride=output_stride, weights=backbone_weights, form=form)
     deep, low = features.stages[-1], features.stages[2]
     gate = pool_to(deep, 1, name="gate_pool")
     gate = layers.Conv2D(head_channels, 1, use_bias=False, activation="sigmoid", name="gate_conv")(

@@ -17,7 +17,11 @@ STRIDES = (8, 16, 32)
 _T, _B = (32, 64, 128), (64, 96, 128)
 
 
-@MODELS.register("ppliteseg", aux={"aux16": (None, 1.0), "aux32": (None, 1.0)})
+@MODELS.register(
+    "ppliteseg",
+    aux={"aux16": (None, 1.0), "aux32": (None, 1.0)},
+    variants=("backbone=stdc2", "backbone=mobilenetv4_small"),
+)
 def PPLiteSeg(
     input_shape: tuple[int, int, int],
     num_classes: int,

@@ -9,9 +9,10 @@ from keras import layers
 
 from kseg.backbones.features import Form
 from kseg.backbones.units import configured, even_rates
-from kseg.blocks import conv_bn_relu, fcn_head, pool_to
-from kseg.models.torch_form import check_size, resize, scores
+from kseg.blocks import classifier, conv_bn_relu, fcn_head, pool_to
+from kseg.models.image_size import check_size
 from kseg.registry import MODELS
+from kseg.upsampling import resize_to
 
 
 @MODELS.register("pspnet", aux={"aux": (None, 0.4)})
@@ -83,7 +84,7 @@ def PSPNet(
     x = _pyramid_pooling(features.stages[stages - 1], bins, single_cell_bn, align_corners)
     x = conv_bn_relu(x, head_channels, kernel=head_kernel, name="head")
     x = layers.Dropout(dropout, name="head_dropout")(x)
-    logits = scores(x, num_classes, size, kernel=classifier_kernel, align_corners=align_corners)
+    logits = classifier(x, num_classes, size, kernel=classifier_kernel, align_corners=align_corners)
     outputs = {"logits": logits}
     if aux:
         outputs["aux"] = fcn_head(
@@ -105,5 +106,5 @@ def _pyramid_pooling(
             y = layers.Conv2D(
                 filters, 1, activation="relu", kernel_initializer="he_normal", name=f"{name}_conv"
             )(y)
-        pyramid.append(resize(y, x, align_corners=align_corners, name=f"{name}_resize"))
+        pyramid.append(resize_to(y, x, align_corners=align_corners, name=f"{name}_resize"))
     return layers.Concatenate(name="pyramid_concat")(pyramid)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Literal
 
 import keras
 from keras import layers
 
 from kseg.backbones.features import Features, Form
+from kseg.backbones.units import activated
 from kseg.blocks import check_input, classifier, conv_bn_relu
-from kseg.errors import UserError
-from kseg.registry import BACKBONES, MODELS
+from kseg.registry import MODELS
 from kseg.upsampling import resize_to
 
 
-@MODELS.register("segformer")
+@MODELS.register("segformer", variants=("activation=relu6",))
 def SegFormer(
     input_shape: tuple[int, int, int],
     num_classes: int,
@@ -56,29 +55,11 @@ def SegFormer(
     """
     check_input(input_shape, num_classes)
     image = keras.Input(input_shape, name="image")
-    features = _encode(image, backbone, activation, weights=backbone_weights, form=form)
+    features = activated(backbone, activation)(image, weights=backbone_weights, form=form)
     x = _all_mlp(features, head_channels)
     x = layers.Dropout(dropout, name="fuse_dropout")(x)
     x = classifier(x, num_classes, input_shape[:2])
     return keras.Model(image, {"logits": x}, name="segformer")
-
-
-def _encode(
-    image: keras.KerasTensor,
-    backbone: str,
-    activation: str | None,
-    *,
-    weights: str | None,
-    form: Form,
-) -> Features:
-    build = BACKBONES[backbone]
-    if activation is None:
-        return build(image, weights=weights, form=form)
-    if "activation" not in inspect.signature(build).parameters:
-        raise UserError(
-            f"the activation of backbone {backbone} is fixed: leave activation out, or take mit_b0"
-        )
-    return build(image, weights=weights, form=form, activation=activation)
 
 
 def _all_mlp(features: Features, channels: int) -> keras.KerasTensor:

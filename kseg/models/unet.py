@@ -10,7 +10,7 @@ from keras import layers, ops
 from kseg.backbones.features import Form
 from kseg.blocks import check_input, classifier, conv_bn_relu
 from kseg.errors import UserError
-from kseg.models.torch_form import check_size, scores
+from kseg.models.image_size import check_size
 from kseg.registry import BACKBONES, MODELS
 from kseg.upsampling import nearest, resize_to
 
@@ -132,7 +132,7 @@ def UNetBackbone(
             x = layers.Concatenate(name=f"{name}_concat")([x, features[stride]])
         x = conv_bn_relu(x, filters, name=f"{name}_1")
         x = conv_bn_relu(x, filters, name=f"{name}_2")
-    logits = scores(x, num_classes, input_shape[:2], kernel=classifier_kernel)
+    logits = classifier(x, num_classes, input_shape[:2], kernel=classifier_kernel)
     return keras.Model(image, {"logits": logits}, name="unet_backbone")
 
 
