@@ -61,6 +61,17 @@ class Display:
     ) -> None:
         self._progress.stop()
 
+    def started(self, parameters: int) -> None:
+        """Say what is trained: the model and its trainable `parameters`."""
+        config = self._config
+        height, width = config.size
+        self._console.print(
+            f"{config.model}: {parameters / 1e6:.2f} M parameters; {config.steps} steps of "
+            f"{config.batch_size} windows of {height} x {width}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
     def update(self, step: int, *, loss: float, learning_rate: float) -> None:
         """Show one finished step."""
         rate = self._steps_per_second()

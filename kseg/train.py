@@ -183,6 +183,7 @@ class _Training:
         calls.on_train_begin()
         writer = tf.summary.create_file_writer(str(self.run.tensorboard))
         with Display(config, done=engine.finished) as display, writer.as_default():
+            display.started(models.trainable_parameters(engine.model))
             calls.on_epoch_begin(self._epoch())
             for image, mask in self.strategy.experimental_distribute_dataset(batches):
                 self._step(image, mask, display, calls)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from kseg.errors import UserError
+from kseg.published.networks import network
 
 NUM_CLASSES = 21
 MOMENTUM = 0.9
@@ -32,46 +33,45 @@ class Net:
         options: of the builder.
         smp: class of segmentation-models-pytorch.
         encoder: its encoder.
-        hub: class of keras-hub and its backbone, or None where it has no such net.
+        hub: which net of keras-hub, or None where it has none such.
     """
 
     model: str
     options: Mapping[str, Any]
     smp: str
     encoder: str
-    smp_options: Mapping[str, Any] = field(default_factory=dict)
     hub: str | None = None
 
 
+def _as_smp(name: str, smp: str, encoder: str, **changed: Any) -> Net:  # noqa: ANN401
+    """Return smp's net in the very form that its weights are imported in, but for the resize."""
+    published = network(f"smp:{name}")
+    options = {**published.options, **changed}
+    if "align_corners" in options:  # kseg's own resize has half-pixel centres
+        options["align_corners"] = False
+    return Net(published.model, options, smp, encoder)
+
+
 NETS = {
-    "deeplabv3plus_resnet50": Net(
-        "deeplabv3plus",
-        {"backbone": "resnet50", "form": "torch"},
-        "DeepLabV3Plus",
-        "resnet50",
-        hub="deeplabv3plus",
+    "deeplabv3plus_resnet50": replace(
+        _as_smp("deeplabv3plus_resnet50", "DeepLabV3Plus", "resnet50"), hub="deeplabv3plus"
     ),
-    "deeplabv3plus_mobilenetv2": Net(
-        "deeplabv3plus",
-        {"backbone": "mobilenetv2", "form": "torch"},
+    "deeplabv3plus_mobilenetv2": _as_smp(
+        "deeplabv3plus_resnet50",
         "DeepLabV3Plus",
         "mobilenet_v2",
+        backbone="mobilenetv2",
+        even_dilation=False,
     ),
-    "unet_resnet34": Net(
-        "unet_backbone", {"backbone": "resnet34", "form": "torch"}, "Unet", "resnet34"
-    ),
-    "unet_resnet50": Net(
-        "unet_backbone", {"backbone": "resnet50", "form": "torch"}, "Unet", "resnet50"
-    ),
-    "pspnet_resnet50": Net(
-        "pspnet",
-        {"backbone": "resnet50", "form": "torch"},
-        "PSPNet",
-        "resnet50",
-        {"encoder_depth": 5},
-    ),
+    "unet_resnet34": _as_smp("unet_resnet34", "Unet", "resnet34"),
+    "unet_resnet50": _as_smp("unet_resnet50", "Unet", "resnet50"),
+    "pspnet_resnet50": _as_smp("pspnet_resnet50", "PSPNet", "resnet50"),
     "segformer_b0": Net(
-        "segformer", {"backbone": "mit_b0"}, "Segformer", "mit_b0", hub="segformer"
+        "segformer",
+        {"backbone": "mit_b0", "form": "torch"},
+        "Segformer",
+        "mit_b0",
+        hub="segformer",
     ),
 }
 
@@ -116,7 +116,7 @@ def smp_step(net: Net, precision: str, image: np.ndarray, mask: np.ndarray) -> C
     """
     torch, smp = _torch_and_smp()
     build = getattr(smp, net.smp)
-    model = build(net.encoder, encoder_weights=None, classes=NUM_CLASSES, **net.smp_options)
+    model = build(net.encoder, encoder_weights=None, classes=NUM_CLASSES)
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=MOMENTUM)
     loss = torch.nn.CrossEntropyLoss(ignore_index=255)
