@@ -93,8 +93,9 @@ def test_a_measurement_is_forgotten_when_a_count_changes():
 
 def test_a_row_of_the_table_is_measured():
     numbers = model_table.measured_apart(catalogue.Row("fastscnn"))
-    # 1.14 million weights, four bytes or one each, and what describes the graph.
-    assert 4.5 < numbers["float32_mb"] < 5.5
+    # 1.14 million weights of four bytes or one, less the batch normalisations that were folded
+    # (some 2 %), and what describes the graph.
+    assert 4.4 < numbers["float32_mb"] < 5.0
     assert 1.1 < numbers["int8_mb"] < 1.9
     assert numbers["float32_ms"] > 0 and numbers["int8_ms"] > 0
     assert numbers["machine"] and numbers["date"]
