@@ -9,9 +9,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from kseg.data.dataset import open_dataset
 from kseg.errors import Failure
 from kseg.registry import MODELS
 
@@ -22,8 +24,8 @@ TARGET = 6.0  # GiB
 class Memory:
     """GiB of memory that `kseg train` takes at its peak, the process as a whole.
 
-    A few steps on drawn images and a validation at the same size, each model in a process of its
-    own at its default options.
+    A few steps on drawn images and the validation of two at the same size, each model in a
+    process of its own at its default options.
     """
 
     models: tuple[str, ...] = ("encnet", "zoomout", "denseaspp", "rgnet")
@@ -61,7 +63,8 @@ def peak_of_training(model: str, options: Memory) -> float:
     """
     side = str(options.size)
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "kseg", "train", "--data", "scenes", "--model", model]
+        data = f"folder:{_drawn(Path(folder) / 'data')}"
+        words = [sys.executable, "-m", "kseg", "train", "--data", data, "--model", model]
         words += ["--size", side, side, "--eval-size", side, side]
         words += ["--batch-size", str(options.batch_size), "--steps", str(options.steps)]
         log = Path(folder) / "log"
@@ -75,3 +78,17 @@ def peak_of_training(model: str, options: Memory) -> float:
         if child.returncode:
             raise Failure(f"kseg train --model {model}: {log.read_text().strip()}")
     return usage.ru_maxrss / 2**20
+
+
+def _drawn(folder: Path) -> Path:
+    """Write two scenes for training and two for validation, and return the folder."""
+    scenes = open_dataset("scenes")
+    rows = [f"{i},{name},0,0,{i}" for i, name in enumerate(scenes.classes)]
+    for split in ("train", "val"):
+        for kind, place in (("images", 0), ("masks", 1)):
+            (folder / split / kind).mkdir(parents=True)
+            for index in range(2):
+                array = scenes.sample(split, index)[place]
+                Image.fromarray(array).save(folder / split / kind / f"{index}.png")
+    (folder / "classes.csv").write_text("\n".join(["id,name,r,g,b", *rows]) + "\n")
+    return folder
