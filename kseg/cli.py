@@ -149,6 +149,8 @@ def models(config: c.ModelsConfig) -> int:
     from kseg.quiet import load_tensorflow
     from kseg.registry import MODELS
 
+    if config.sort != "name" and (config.json or config.name):
+        raise UserError("--sort orders the list; leave it out beside --json or a NAME")
     load_tensorflow()
     if config.json:
         from kseg.catalogue import catalogue
@@ -273,11 +275,13 @@ def _refinements(config: c.EvalConfig | c.PredictConfig) -> list[Refinement]:
 
 def _with_best_crf(predictor: Predictor, dataset: Dataset, config: c.EvalConfig) -> Predictor:
     from kseg.crf import Predictions, search
+    from kseg.evaluate import check_limit
     from kseg.progress import counting
     from kseg.refinement import RefinedPredictor
 
     if config.crf or config.crf_parameters or config.superpixels:
         raise UserError("--crf-search tries many CRFs; leave --crf and the like out beside it")
+    check_limit(config.limit)
     samples = Predictions(predictor, dataset, config.split, config.limit or 100)
     images = samples.length
     with counting("searching") as on_image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,13 +125,13 @@ def evaluate(
             is below 1, if a sample cannot be read, or if no pixel of the split has a class.
     """
     _check_classes(predictor, dataset)
-    if limit is not None and limit < 1:
-        raise UserError(f"the limit is {limit} images; at least 1 is wanted")
+    check_limit(limit)
     # Imported here because this brings TensorFlow in.
     from kseg.data.pipeline import read_samples
 
     total = min(dataset.length(split), limit or dataset.length(split))
     confusion = ConfusionMatrix(len(dataset.classes), IGNORE_LABEL)
+    before = len(predictor.settled)
     for done, (image, mask) in enumerate(read_samples(dataset, split, limit=total), start=1):
         confusion.update(mask, predictor.predict(image, size=mask.shape))
         if on_image is not None:
@@ -148,9 +148,19 @@ def evaluate(
         split=split,
         images=total,
         file=str(predictor.path),
-        settled=predictor.settled,
+        settled=_mean(predictor.settled[before:]),
         refinements=tuple(map(str, predictor.refinements)),
     )
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise UserError unless `limit` is None or leaves an image."""
+    if limit is not None and limit < 1:
+        raise UserError(f"the limit is {limit} images; at least 1 is wanted")
+
+
+def _mean(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    return tuple(sum(column) / len(rows) for column in zip(*rows, strict=True))
 
 
 def _check_classes(predictor: Predictor, dataset: Dataset) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,9 +91,9 @@ class Predictor:
         return ()
 
     @property
-    def settled(self) -> tuple[float, ...]:
-        """Share of the pixels so far that each stage of a layer cascade settled; else empty."""
-        return self.runtime.settled() if self.runtime.settled else ()
+    def settled(self) -> Sequence[tuple[float, ...]]:
+        """For each image so far, the share that each stage of a layer cascade settled of it."""
+        return self.runtime.settled
 
     @property
     def model(self) -> keras.Model | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,7 +37,8 @@ class Runtime:
         inputs: name of each input to its type and shape.
         outputs: name of each output to its type and shape.
         model: the Keras model behind it, where there is one.
-        settled: of a layer cascade, the share of pixels that each stage has settled so far.
+        settled: of a layer cascade, for each image run so far the share of its pixels that each
+            stage has settled.
     """
 
     forward: Callable[[np.ndarray], np.ndarray]
@@ -47,7 +48,7 @@ class Runtime:
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     model: keras.Model | None = None
-    settled: Callable[[], tuple[float, ...]] | None = None
+    settled: Sequence[tuple[float, ...]] = ()
 
 
 def keras_model(path: Path) -> keras.Model:
@@ -111,10 +112,7 @@ def run_cascade(model: keras.Model, *, path: Path) -> Runtime:
         shares.append(settled)
         return logits.numpy()[0]
 
-    def mean() -> tuple[float, ...]:
-        return tuple(float(share) for share in np.mean(shares, axis=0))
-
-    return dataclasses.replace(whole, forward=forward, settled=mean)
+    return dataclasses.replace(whole, forward=forward, settled=shares)
 
 
 def logits_of(result: Any) -> Any:  # noqa: ANN401  (a tensor of any backend)

@@ -191,6 +191,9 @@ def test_a_file_is_run_by_stage_and_reports_where_pixels_are_settled(model, tmp_
     each = [settled_shares(model, image[None].astype("float32")) for image in images]
     assert result.settled == pytest.approx(np.mean(each, axis=0))
     assert result.to_json()["settled"] == list(result.settled)
+    # Another evaluation by the same predictor counts its own images alone.
+    first = evaluate(predictor, Noise(), split="val", limit=1)
+    assert first.settled == pytest.approx(each[0])
     expected = model(images[0][None].astype("float32"))["logits"][0]
     np.testing.assert_allclose(predictor.logits(images[0]), expected, atol=1e-4)
 

@@ -248,8 +248,16 @@ def test_models_are_sorted_by_a_number(capsys):
     assert main(["models", "--sort", "parameters"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-1]]
     assert names.index("fastscnn") < names.index("swiftnet") < names.index("fcn")
+    assert main(["models", "--sort", "macs", "--json"]) == 2
+    assert "leave it out beside --json" in capsys.readouterr().err
     assert main(["models", "--sort", "int8ms"]) == 2
     assert "did you mean int8-ms" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = f"{sys.executable} -m kseg models --json | head -c 100"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert len(done.stdout) == 100 and done.stderr == ""
 
 
 def test_models_as_json_is_one_list_and_nothing_else(capsys):
