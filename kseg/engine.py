@@ -13,8 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg.fused import with_fused_batch_norm, with_synchronized_batch_norm
 from kseg.losses.cross_entropy import valid_pixels
+from kseg.training_copy import training_copy
 
 
 class Engine:
@@ -51,8 +51,7 @@ class Engine:
                 and those of the first are kept.
             strategy: where the replicas live; the default strategy if None.
         """
-        copied = with_synchronized_batch_norm if sync_bn else with_fused_batch_norm
-        self.model = copied(model)
+        self.model = training_copy(model, sync_bn=sync_bn)
         self.optimizer = optimizer
         self.finished = 0
         self._losses = dict(losses)

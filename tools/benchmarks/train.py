@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from kseg.errors import Failure, UserError
@@ -54,23 +55,24 @@ def benchmark_train(options: Train) -> int:
     for net in options.nets:
         if net not in NETS:
             raise UserError(f"no net {net!r}{nearest(net, NETS)} (there are: {', '.join(NETS)})")
-    table = Table("net", "type", "kseg", "kseg jit", "smp", "ratio", "keras-hub", "ratio")
-    ahead = True
-    for net in options.nets:
-        for precision in options.precisions:
-            rates = images_per_second(net, precision, options)
-            ratios = {peer: rates["kseg"] / rates[peer] for peer in rates if peer[:4] != "kseg"}
-            ahead &= min(ratios.values()) >= 1
-            texts = {side: f"{rate:.2f}" for side, rate in rates.items()}
-            texts |= {f"/{peer}": f"{ratio:.2f}" for peer, ratio in ratios.items()}
-            columns = ("kseg", "kseg-jit", "smp", "/smp", "keras-hub", "/keras-hub")
-            table.add_row(net, precision, *(texts.get(column, "-") for column in columns))
-    console = Console()
-    console.print(table)
-    console.print(
+    peers = ("smp", "keras-hub")
+    sides = ("kseg", "kseg-jit") if options.jit else ("kseg",)
+    table = Table("net", "type", *sides, *(text for peer in peers for text in (peer, "ratio")))
+    table.caption = (
         f"images/s; {options.size} x {options.size}, batch {options.batch_size}, "
         f"{os.cpu_count()} cores"
     )
+    ahead = True
+    with Live(table):  # a net that fails leaves the rows before it
+        for net, precision in itertools.product(options.nets, options.precisions):
+            rates = images_per_second(net, precision, options)
+            ratios = {peer: rates["kseg"] / rates[peer] for peer in peers if peer in rates}
+            ahead &= min(ratios.values()) >= 1
+            cells = [f"{rates[side]:.2f}" for side in sides]
+            for peer in peers:
+                known = peer in rates
+                cells += [f"{rates[peer]:.2f}", f"{ratios[peer]:.2f}"] if known else ["-", "-"]
+            table.add_row(net, precision, *cells)
     return 0 if ahead else 1
 
 

@@ -1,0 +1,145 @@
+"""The layers of the training copy against Keras' own, operation by operation."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from kseg.training_copy import (
+    FusedBatchNormalization,
+    ManyChannelsConv2D,
+    PointwiseConv2D,
+    training_copy,
+)
+
+
+def model():
+    image = keras.Input((6, 8, 3), name="image")
+    x = layers.Conv2D(4, 3, use_bias=False, name="conv")(image)
+    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name="bn")(x)
+    x = layers.Dropout(0.5, name="drop")(x)
+    return keras.Model(image, {"logits": layers.Conv2D(2, 1, name="head")(x)})
+
+
+@pytest.fixture
+def pair():
+    keras.utils.set_random_seed(3)
+    plain = model()
+    rng = np.random.default_rng(0)
+    bn = plain.get_layer("bn")
+    bn.set_weights([rng.uniform(0.5, 2, 4) for _ in range(4)])
+    return plain, training_copy(plain)
+
+
+def test_names_values_and_outputs_are_those_of_the_model(pair):
+    plain, fused = pair
+    assert isinstance(fused.get_layer("bn"), FusedBatchNormalization)
+    assert [v.path for v in fused.weights] == [v.path for v in plain.weights]
+    assert list(fused.output) == ["logits"]
+    image = np.random.default_rng(1).normal(size=(2, 6, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(fused(image)["logits"], plain(image)["logits"])
+
+
+def test_training_output_gradient_and_statistics_are_those_of_keras(pair):
+    layers_ = [m.get_layer("bn") for m in pair]
+    x = tf.constant(np.random.default_rng(2).normal(3, 2, (2, 5, 7, 4)).astype("float32"))
+    found = []
+    for layer in layers_:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+            loss = tf.reduce_sum(y**3)
+        gradients = tape.gradient(loss, [x, *(v.value for v in layer.trainable_variables)])
+        found.append([y, *gradients, *layer.non_trainable_variables])
+    # Sums of 70 float32 values in another order: some last digits differ.
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4)
+
+
+def test_frozen_and_unusual_layers_stay_as_they_are():
+    image = keras.Input((6, 8, 3))
+    x = layers.BatchNormalization(name="frozen", trainable=False)(image)
+    x = layers.BatchNormalization(name="no_scale", scale=False)(x)
+    x = layers.BatchNormalization(name="first_axis", axis=1)(x)
+    fused = training_copy(keras.Model(image, x))
+    for name in ("frozen", "no_scale", "first_axis"):
+        assert type(fused.get_layer(name)) is layers.BatchNormalization
+    assert not fused.get_layer("frozen").trainable
+
+
+def test_bfloat16_maps_keep_their_type_and_float32_statistics():
+    layer = FusedBatchNormalization(dtype="mixed_bfloat16")
+    x = tf.cast(tf.random.stateless_normal((2, 4, 4, 3), [1, 2]), tf.bfloat16)
+    assert layer(x, training=True).dtype == tf.bfloat16
+    assert layer.moving_mean.dtype == "float32"
+
+
+CONVOLUTIONS = {
+    "pointwise": (PointwiseConv2D, {"kernel_size": 1}),
+    "pointwise_strided": (PointwiseConv2D, {"kernel_size": 1, "strides": 2}),
+    "wide": (ManyChannelsConv2D, {"kernel_size": 3, "padding": "same"}),
+    "dilated": (
+        ManyChannelsConv2D,
+        {"kernel_size": 3, "padding": "same", "dilation_rate": (3, 2)},
+    ),
+    "even": (ManyChannelsConv2D, {"kernel_size": (2, 4), "padding": "same"}),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_and_their_gradients_are_those_of_keras(name, dtype):
+    kind, options = CONVOLUTIONS[name]
+    rng = np.random.default_rng(4)
+    # Of -1, 0 and 1: no sum exceeds 256, so that bfloat16 holds every one exactly.
+    x = tf.constant(rng.integers(-1, 2, (2, 5, 7, 3)).astype("float32"))
+    x = tf.cast(x, dtype.removeprefix("mixed_"))
+    found = []
+    for made in (keras.layers.Conv2D, kind):
+        layer = made(4, dtype=dtype, **options)
+        layer.build(x.shape)
+        rng = np.random.default_rng(5)
+        layer.set_weights([rng.integers(-1, 2, w.shape) for w in layer.weights])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            upstream = tf.cast(rng.integers(-1, 2, y.shape), y.dtype)
+            loss = tf.reduce_sum(y * upstream)
+        gradients = tape.gradient(loss, [x, *(v.value for v in layer.trainable_variables)])
+        found.append([tf.cast(value, tf.float32).numpy() for value in (y, *gradients)])
+    for theirs, ours in zip(*found, strict=True):
+        assert np.any(theirs)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def convolutions(dtype):
+    image = keras.Input((8, 8, 8), dtype="float32")
+    x = layers.Conv2D(4, 1, name="pointwise", dtype=dtype)(image)
+    x = layers.Conv2D(1024, 1, strides=2, name="strided", dtype=dtype)(x)
+    layers_ = [
+        layers.Conv2D(4, 3, padding="same", name="many", dtype=dtype),
+        layers.Conv2D(4, 3, name="valid", dtype=dtype),
+        layers.Conv2D(4, 1, groups=4, name="grouped", dtype=dtype),
+    ]
+    return keras.Model(image, [layer(x) for layer in layers_])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float32", {"strided": PointwiseConv2D}),
+        (
+            "mixed_bfloat16",
+            {
+                "pointwise": PointwiseConv2D,
+                "strided": PointwiseConv2D,
+                "many": ManyChannelsConv2D,
+            },
+        ),
+    ],
+)
+def test_convolutions_are_replaced_where_that_is_faster_or_safer(dtype, expected):
+    copy = training_copy(convolutions(dtype))
+    plain = dict.fromkeys(("pointwise", "strided", "many", "valid", "grouped"), layers.Conv2D)
+    assert {name: type(copy.get_layer(name)) for name in plain} == plain | expected
