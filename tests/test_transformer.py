@@ -122,12 +122,18 @@ def test_a_mix_transformer_has_the_image_itself_at_stride_2(mit):
     assert model.output["logits"].shape == (None, *SIZE, 5)
 
 
-def test_the_decoder_joins_four_maps_at_stride_4_the_deepest_first(segformer):
-    maps = segformer.get_layer("fuse_concat").input
-    # The finest map has its size already, and no resize.
-    sources = [x._keras_history.operation.name for x in maps]
-    assert sources == ["linear32_resize", "linear16_resize", "linear8_resize", "linear4_conv"]
-    assert {x.shape[1:] for x in maps} == {(16, 24, 256)}
+def test_the_decoder_is_the_papers_one_convolution_of_the_four_joined_maps(segformer):
+    # Deepest first, as in the authors' code; the finest has its size already.
+    names = [f"linear{stride}_conv" for stride in (32, 16, 8, 4)]
+    outputs = [segformer.get_layer(name).output for name in (*names, "fuse_add")]
+    random = np.random.default_rng(1)
+    image = random.uniform(0, 255, (1, *SIZE, 3)).astype("float32")
+    *maps, fused = keras.Model(segformer.input, outputs)(image)
+    assert fused.shape == (1, 16, 24, 256)
+    joined = np.concatenate([keras.ops.image.resize(x, (16, 24)) for x in maps], axis=-1)
+    kernels = [segformer.get_layer(f"fuse{stride}_conv").kernel for stride in (32, 16, 8, 4)]
+    expected = joined @ np.concatenate([kernel[0, 0] for kernel in kernels])
+    np.testing.assert_allclose(fused, expected, atol=1e-5)
 
 
 def test_activation_of_the_mix_ffn(segformer):
