@@ -57,8 +57,10 @@ def count(row: Row) -> dict[str, Any]:
 
 
 def _dilates(row: Row) -> bool:
+    # Without its activation, which that backbone may not let one choose either.
+    options = {name: value for name, value in row.options.items() if name != "activation"}
     try:
-        build(row.model, (64, 96, 3), NUM_CLASSES, row.options | {"backbone": UNDILATED})
+        build(row.model, (64, 96, 3), NUM_CLASSES, options | {"backbone": UNDILATED})
     except UserError:
         return True
     return False
