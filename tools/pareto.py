@@ -4,8 +4,9 @@
 
 trains each row of the table of models (`kseg models`) below so many MACs, exports it as float32
 and int8, and draws validation mIoU against the time of one image on one thread. It can be stopped
-and begun again: finished runs and exports are kept, an unfinished run is resumed. Times mean
-something on a quiet machine only. Needs `pip install 'kseg[plots]'`.
+and begun again: finished runs and exports are kept, an unfinished run is resumed. Times are taken
+of all files together, at the end, and mean something on a quiet machine only. Needs
+`pip install 'kseg[plots]'`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +28,7 @@ from kseg import checkpoint
 from kseg.catalogue import Row, rows, table
 from kseg.errors import Failure, UserError
 from kseg.files import write_text
+from kseg.inference import load
 from kseg.runs import Run
 from tools.model_table import machine
 
@@ -98,17 +101,25 @@ def exported(run: Run) -> dict[str, dict[str, Any]]:
     return {file["variant"]: file for file in files if file["target"] == "tflite"}
 
 
-def result(row: Row, options: Pareto) -> dict[str, Any]:
-    """Return one row's numbers."""
-    files = exported(trained(row, options))
+def result(row: Row, run: Run) -> dict[str, Any]:
+    """Return the numbers of one row, timed now."""
+    files = exported(run)
     numbers: dict[str, Any] = {"name": row.name}
     for variant in FILES:
         numbers |= {
             f"{variant}_miou": files[variant]["miou"],
-            f"{variant}_ms": files[variant]["milliseconds"],
+            f"{variant}_ms": _milliseconds(run.export / files[variant]["path"]),
             f"{variant}_mb": files[variant]["bytes"] / 1e6,
         }
     return numbers
+
+
+def _milliseconds(path: Path) -> float:
+    from kseg.export.verify import milliseconds  # TensorFlow's converter comes with it
+
+    file = load(path, threads=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (*file.size, 3), dtype=np.uint8)
+    return milliseconds(file, pixels)
 
 
 def front(results: list[dict[str, Any]], variant: str) -> list[dict[str, Any]]:
@@ -183,16 +194,19 @@ def draw(results: list[dict[str, Any]], path: Path, *, title: str) -> None:
 
 def main() -> int:
     """Train, export, print the table, draw the picture; 1 if a model failed."""
-    options, results, failed = tyro.cli(Pareto, prog="tools.pareto"), [], 0
+    options, runs, failed = tyro.cli(Pareto, prog="tools.pareto"), {}, 0
     options.out.mkdir(parents=True, exist_ok=True)
     for row in chosen(options):
         try:
-            results.append(result(row, options))
+            run = trained(row, options)
+            exported(run)
+            runs[row] = run
         except Failure as failure:
             print(failure, file=sys.stderr)
             failed = 1
+    if runs:
+        results = [result(row, run) for row, run in runs.items()]
         write_text(options.out / "pareto.json", json.dumps(results, indent=1) + "\n")
-    if results:
         Console().print(as_table(results))
         day = datetime.date.today().isoformat()
         draw(results, options.picture, title=f"{options.recipe}, {day}\n{machine()}")
