@@ -159,10 +159,11 @@ def models(config: c.ModelsConfig) -> int:
         print(json.dumps(catalogue(names), indent=1))
         return 0
     if config.name is not None:
-        return _list(MODELS, config.name)
+        _list(MODELS, config.name)
+        print()
     from kseg.catalogue import listed
 
-    _show(listed(sort=config.sort))
+    _show(listed(sort=config.sort, model=config.name))
     print("512 x 512, 21 classes; TFLite on one thread, `python -m tools.model_table`")
     return 0
 
@@ -235,12 +236,26 @@ def _run(words: list[str]) -> int:
         print(f"kseg {VERSION}")
         return 0
     if words[:1] == ["train"]:
-        words = ["train", *c.with_recipe(words[1:])]
+        words = ["train", *c.with_recipe(_with_card(words[1:]))]
     try:
         config = tyro.cli(_any_command(), prog="kseg", description=DESCRIPTION, args=words)
     except SystemExit as end:  # tyro has answered: help (0) or a mistake (2)
         return int(end.code or 0)
     return _COMMANDS[type(config)][1](config)
+
+
+def _with_card(words: list[str]) -> list[str]:
+    """Put model and options of the file behind --weights first, where no model is named."""
+    pairs = [word.split("=", 1) for word in words if word.startswith("--") and "=" in word]
+    named = dict(zip(words, words[1:], strict=False)) | dict(pairs)
+    path = Path(named.get("--weights", ""))
+    file = path / "best.keras" if path.is_dir() else path
+    if "--model" in named or file.suffix != ".keras" or not file.is_file():
+        return words
+    from kseg import card as cards
+
+    card = cards.read(file)
+    return words if card is None else [*card.arguments(), *words]
 
 
 def _any_command() -> Any:  # noqa: ANN401 - a union made at run time
