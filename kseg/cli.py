@@ -248,9 +248,11 @@ def _with_card(words: list[str]) -> list[str]:
     """Put model and options of the file behind --weights first, where no model is named."""
     pairs = [word.split("=", 1) for word in words if word.startswith("--") and "=" in word]
     named = dict(zip(words, words[1:], strict=False)) | dict(pairs)
-    path = Path(named.get("--weights", ""))
+    if "--weights" not in named or "--model" in named:
+        return words
+    path = Path(named["--weights"])
     file = path / "best.keras" if path.is_dir() else path
-    if "--model" in named or file.suffix != ".keras" or not file.is_file():
+    if file.suffix != ".keras" or not file.is_file():
         return words
     from kseg import card as cards
 
