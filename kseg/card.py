@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kseg.config import option_text
 from kseg.errors import UserError
 
 MEMBER = "kseg.json"
@@ -52,7 +53,7 @@ class ModelCard:
 
     def arguments(self) -> list[str]:
         """Return the arguments of `kseg train` that build this model."""
-        options = [f"{name}={_text(value)}" for name, value in self.options.items()]
+        options = [f"{name}={option_text(value)}" for name, value in self.options.items()]
         return ["--model", self.model, *(word for option in options for word in ("-o", option))]
 
     @staticmethod
@@ -108,12 +109,6 @@ def _read_text(path: Path) -> str | None:
         return None
     with zipfile.ZipFile(path) as archive:
         return archive.read(MEMBER).decode() if MEMBER in archive.namelist() else None
-
-
-def _text(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def _tuples(value: object) -> object:

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from kseg import checkpoint
 from kseg.catalogue import Row, rows, table
+from kseg.config import Count
 from kseg.errors import Failure, UserError
 from kseg.files import write_text
 from kseg.inference import load
@@ -43,9 +44,9 @@ class Pareto:
     """Data set, NAME[:PATH]."""
     recipe: str = "camvid-edge"
     """Recipe that each is trained by; its model and options are replaced."""
-    steps: int | None = None
+    steps: Count = None
     """Steps of each training, in place of the recipe's."""
-    most_macs: float = 30e9
+    most_macs: float = 20e9
     """Rows with more multiply-accumulates at 512 x 512 are left out."""
     only: tuple[str, ...] = ()
     """Names of rows, in place of all that are small enough."""
