@@ -16,7 +16,6 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from tiny import CARD, QUICK, SIZE, DrawnData, drawn, tiny_model
 
-import kseg.export.onnx
 import kseg.export.tflite
 from kseg import card as cards
 from kseg.artifact import artifact_table
@@ -405,18 +404,18 @@ def test_each_size_has_files_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr("kseg.data.dataset.open_dataset", lambda spec: DrawnData())
     run = Run(tmp_path / "run")
     run.create(TrainConfig(data="drawn"))
-    model = build("fastscnn", (64, 96, 3), 3)
-    save_model(run.best, model, replace(CARD, model="fastscnn"))
+    options = {"base_channels": 4}
+    model = build("unet", (64, 96, 3), 3, options)
+    save_model(run.best, model, replace(CARD, model="unet", options=options))
     sizes = ((64, 96), (96, 64), (64, 96))
     artifacts = export_run(
-        ExportConfig(run=run.folder, seconds=0, tflite=True, size=sizes, min_agreement=0)
+        ExportConfig(run=run.folder, seconds=0, tflite=True, onnx=True, size=sizes, min_agreement=0)
     )
     suffixes = ("-64x96", "-96x64")
     assert [one.name for one in artifacts] == [
-        f"model-float32{suffix}.tflite" for suffix in suffixes
+        name for s in suffixes for name in (f"model-float32{s}.tflite", f"model{s}.onnx")
     ]
-    assert [load(one.path).size for one in artifacts] == [(64, 96), (96, 64)]
-    assert kseg.export.onnx.file_name("float32", suffix="-64x96") == "model-64x96.onnx"
+    assert [load(one.path).size for one in artifacts] == [(64, 96)] * 2 + [(96, 64)] * 2
     files = json.loads((run.export / "manifest.json").read_text())["files"]
     assert [file["path"] for file in files] == [one.name for one in artifacts]
 

@@ -37,12 +37,17 @@ def train(model, steps=60):
     images = np.stack([drawn(*model.input_shape[1:3], seed=100 + seed) for seed in range(6)])
     masks = (images.mean(-1) // 86).astype("int32")  # as `DrawnData`'s
     optimizer = keras.optimizers.Adam(3e-3)
-    for _ in range(steps):
+
+    @tf.function
+    def step():
         with tf.GradientTape() as tape:
             logits = model(images.astype("float32"), training=True)["logits"]
             loss = tf.nn.sparse_softmax_cross_entropy_with_logits(masks, logits)
             loss = tf.reduce_mean(loss)
         optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+
+    for _ in range(steps):
+        step()
 
 
 def test_a_range_is_the_mean_of_the_extremes_seen_and_includes_zero():
