@@ -6,14 +6,10 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from kseg import card as cards
 from kseg.artifact import REJECTED
@@ -21,25 +17,22 @@ from kseg.errors import UserError
 from kseg.files import write_text
 from kseg.machine import machine
 
+from .arena import arena_bytes
 from .delegates import DELEGATES, NOT_LISTED, Delegate, refusals
 from .operators import (
     Network,
     Tensor,
-    arena_bytes,
     float_operators,
     is_quantised,
     macs,
     operator_macs,
-    outside_xnnpack,
     read_network,
 )
-from .speed import Speed, Timing, TwinFile, measure
+from .speed import Speed, TwinFile, measure
+from .xnnpack import outside_xnnpack
 
 TWIN = "model-float32.tflite"
 XNNPACK = "XNNPACK"
-BY_ACTIVATION = ("HARD_SWISH", "GELU")  # what another activation of the model replaces
-BY_INTERFACE = ("ARG_MAX", "CAST", "QUANTIZE", "DEQUANTIZE")  # at the edges of kseg's files
-BLAMED = 0.05  # the share of all excess that is worth a line
 
 
 @dataclass(frozen=True)
@@ -82,6 +75,7 @@ class Reach:
         refused: the operators that it cannot take.
         unsure: names of operators that count as taken, though some of their sizes are refused.
         stops: the name of the first refused operator, if all behind it are left out, too.
+        whole: whether one refused operator keeps the whole file from running.
         source: where the rules stand.
         version: of the source.
         note: what else a person should know.
@@ -94,6 +88,7 @@ class Reach:
     refused: tuple[Refused, ...]
     unsure: tuple[str, ...]
     stops: str
+    whole: bool
     source: str
     version: str
     note: str
@@ -183,65 +178,6 @@ def inspect_file(path: Path, *, against: Path | None = None) -> Inspection:
     )
 
 
-def why_slower(path: Path, twin: Path) -> str | None:
-    """Return why a file is not faster than its float twin, in one sentence; None if it is faster.
-
-    Both are timed on one thread, and alone those operators that may be to blame.
-    """
-    network, other = read_network(path), read_network(twin)
-    outside = outside_xnnpack(path)
-    speed = measure(
-        path, network, outside=outside, twin=TwinFile(twin, other, outside_xnnpack(twin))
-    )
-    if speed.faster:
-        return None
-    took = [_took(group) for group in _blamed(speed)[:3]]
-    text = f"no faster than {twin.name} here ({_plain_comparison(speed)})"
-    return f"{text}: {'; '.join(took)}" if took else text
-
-
-def _took(group: Sequence[Timing]) -> str:
-    name = _times(group[0].name, len(group))
-    known = [one.twin_milliseconds for one in group if one.twin_milliseconds is not None]
-    before = f" instead of {sum(known):.1f}" if known else ""
-    where = " outside XNNPACK" if group[0].outside else ""
-    return f"{name}{where} take {_total(group):.1f} ms{before}"
-
-
-def _plain_comparison(speed: Speed) -> str:
-    return f"{speed.milliseconds:.1f} against {speed.twin_milliseconds:.1f} ms"
-
-
-def show(inspection: Inspection) -> None:
-    """Print what a person needs to know of a file before it flies."""
-    console = Console(highlight=False)
-    for part in _parts(inspection):
-        console.print(part, soft_wrap=isinstance(part, Text))
-
-
-def _parts(found: Inspection) -> Iterator[Table | Text | str]:
-    yield _whole(str(found.file), style="bold")
-    yield _summary(found)
-    yield _operator_table(found)
-    yield from _quantisation(found)
-    yield _delegate_table(found)
-    yield from _delegate_notes(found)
-    yield from _verdict(found)
-
-
-def _whole(line: str, *, style: str = "") -> Text:
-    """Return a line that is never broken, so that a path or an address can be copied."""
-    return Text(line, style=style)
-
-
-def _table(first: str, *headings: str) -> Table:
-    """Return a table whose other columns are numbers, set to the right."""
-    table = Table(first, box=None, padding=(0, 2, 0, 0))
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
 def _twin(path: Path, network: Network, against: Path | None) -> TwinFile | None:
     """Return the float file to compare with, if there is one."""
     beside = path.with_name(_twin_name(path))
@@ -310,6 +246,7 @@ def _reach_here(network: Network, outside: Sequence[int]) -> Reach:
         refused=refused,
         unsure=(),
         stops="",
+        whole=False,
         source="LiteRT on this machine",
         version="",
         note="",
@@ -321,6 +258,8 @@ def _reach(delegate: Delegate, network: Network) -> Reach:
     left = {one.index for one in found}
     if delegate.stops and found:
         left = set(range(found[0].index, len(network.operators)))
+    if delegate.whole and found:
+        left = set(range(len(network.operators)))
     groups = Counter((one.name, one.reason) for one in found)
     taken = {one.name for one in network.operators if one.index not in left}
     return Reach(
@@ -331,6 +270,7 @@ def _reach(delegate: Delegate, network: Network) -> Reach:
         refused=tuple(Refused(*group, count) for group, count in groups.items()),
         unsure=tuple(name for name in delegate.unsure if name in taken),
         stops=found[0].name if delegate.stops and found else "",
+        whole=delegate.whole,
         source=delegate.source,
         version=delegate.version,
         note=delegate.note,
@@ -339,161 +279,3 @@ def _reach(delegate: Delegate, network: Network) -> Reach:
 
 def _macs_without(network: Network, left: Collection[int]) -> int:
     return sum(operator_macs(network, one) for one in network.operators if one.index not in left)
-
-
-def _summary(found: Inspection) -> str:
-    kind = "quantised" if found.quantised else "float"
-    if not found.quantised and any(name.startswith("int") for name in found.weights):
-        kind = "float with integer weights"
-    through = " to ".join(", ".join(one.values()) for one in (found.inputs, found.outputs))
-    return (
-        f"{kind}, {found.bytes / 1e6:.2f} MB, {through}\n"
-        f"{found.operators} operators, {found.macs / 1e9:.2f} GMACs, arena "
-        f"{found.arena / 1e6:.2f} MB (activations, by LiteRT's plan)\n"
-    )
-
-
-def _operator_table(found: Inspection) -> Table:
-    table = _table("operator", "count", "on XNNPACK", "MACs")
-    table.add_column("type")
-    for kind in found.kinds:
-        inside = kind.count - kind.outside
-        table.add_row(
-            kind.name,
-            str(kind.count),
-            "all" if not kind.outside else f"{inside} of {kind.count}" if inside else "none",
-            _percent(kind.macs, found.macs) if kind.macs else "",
-            ", ".join(kind.dtypes),
-            style="yellow" if kind.outside else None,
-        )
-    return table
-
-
-def _quantisation(found: Inspection) -> Iterator[str]:
-    listed = ", ".join(f"{count} {kind}" for kind, count in found.weights.items())
-    yield f"\nweights: {listed or 'none'}"
-    if found.quantised:
-        names = ", ".join(_times(name, count) for name, count in found.floats.items())
-        yield f"in float, for want of an int8 kernel: {names or 'none'}"
-
-
-def _delegate_table(found: Inspection) -> Table:
-    table = _table("\ndelegate", "\ntakes", "\nMACs")
-    table.add_column("\nleaves to the processor")
-    for reach in found.reaches:
-        table.add_row(
-            reach.delegate,
-            f"{reach.taken} of {found.operators}",
-            _percent(reach.macs, found.macs),
-            _left(reach),
-        )
-    return table
-
-
-def _left(reach: Reach) -> str:
-    if not reach.taken and len(reach.refused) > 3:
-        return f"everything: {reach.refused[0].reason}"
-    parts = [
-        _times(one.name, one.count) + (f" ({one.reason})" if one.reason != NOT_LISTED else "")
-        for one in reach.refused
-    ]
-    behind = f"all from the first {reach.stops} on: " if reach.stops else ""
-    return behind + ", ".join(parts) or "nothing"
-
-
-def _delegate_notes(found: Inspection) -> Iterator[Text | str]:
-    yield (
-        "\nXNNPACK was run here. All others are by rules that stand where it says below, and were "
-        "not run; an operator without a reason is not in their lists."
-    )
-    for reach in found.reaches:
-        if not reach.ran:
-            unsure = f"; {', '.join(reach.unsure)} only at some sizes" if reach.unsure else ""
-            yield f"{reach.delegate}: {reach.note}{unsure}"
-            yield _whole(f"  {reach.source}", style="dim")
-
-
-def _verdict(found: Inspection) -> Iterator[Table | str]:
-    """Say how fast the file is, and which operators are to blame if it is slower than in float."""
-    speed = found.speed
-    yield f"\n[bold]speed[/], one thread of {found.machine['processor']}:"
-    yield f"{speed.milliseconds:.1f} ms" if speed.twin is None else _comparison(speed)
-    if speed.twin is None and "int8" in " ".join(found.weights):
-        yield f"no {TWIN} beside it to compare with; name one by --against"
-    groups = _blamed(speed)
-    if groups:
-        what = "outside XNNPACK" if speed.twin is None else "slower than in float"
-        yield f"\n{what}, each run alone:"
-        yield _timing_table(groups)
-    if speed.twin is not None and not speed.faster:
-        yield from _advice(found, [group[0].name for group in groups])
-
-
-def _comparison(speed: Speed) -> str:
-    ratio = speed.milliseconds / speed.twin_milliseconds
-    times = f"{speed.milliseconds:.1f} ms, {speed.twin.name} {speed.twin_milliseconds:.1f} ms"
-    if speed.faster:
-        return f"{times}: [green]{1 / ratio:.2f} times faster than float[/]"
-    if ratio * ratio < 1.1:
-        return f"{times}: [red]no faster than float[/]"
-    return f"{times}: [red]{ratio:.2f} times slower than float[/]"
-
-
-def _blamed(speed: Speed) -> list[list[Timing]]:
-    """Return the timed operators by name, those with the most excess first."""
-    groups = [
-        [one for one in speed.operators if one.name == name]
-        for name in dict.fromkeys(one.name for one in speed.operators)
-    ]
-    total = sum(max(_excess(group), 0) for group in groups)
-    worth = [group for group in groups if _excess(group) > BLAMED * total]
-    return sorted(worth, key=_excess, reverse=True)
-
-
-def _excess(group: Sequence[Timing]) -> float:
-    return sum(one.excess for one in group)
-
-
-def _timing_table(groups: Sequence[Sequence[Timing]]) -> Table:
-    floats = any(one.twin_milliseconds is not None for group in groups for one in group)
-    more = ("ms in float",) if floats else ()
-    table = _table("operator", "count", "on XNNPACK", "ms", *more)
-    for group in groups:
-        inside = sum(not one.outside for one in group)
-        twins = [one.twin_milliseconds for one in group if one.twin_milliseconds is not None]
-        cells = [str(len(group)), str(inside or "none"), f"{_total(group):.2f}"]
-        cells += [f"{sum(twins):.2f}" if twins else "-"] if floats else []
-        table.add_row(group[0].name, *cells)
-    return table
-
-
-def _total(group: Sequence[Timing]) -> float:
-    return sum(one.milliseconds for one in group)
-
-
-def _advice(found: Inspection, names: Collection[str]) -> Iterator[str]:
-    if not found.speed.explained:
-        yield "This does not explain all of it: the rest is spread over many operators."
-    options = f"`kseg models {found.model}`" if found.model else "`kseg models NAME`"
-    if set(names) & set(BY_ACTIVATION):
-        yield (
-            "To do for HARD_SWISH or GELU: train it with -o activation=relu6, where "
-            f"{options} shows that option."
-        )
-    edges = [name for name in names if name in BY_INTERFACE]
-    if edges:
-        yield f"To do for {', '.join(edges)}: see `kseg export` for other --input and --output."
-    others = [name for name in names if name not in (*BY_ACTIVATION, *BY_INTERFACE)]
-    if others:
-        yield (
-            f"To do for {', '.join(others)}: use {found.speed.twin.name} on such processors, or "
-            f"choose a model without them; {options} shows options."
-        )
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
-
-
-def _times(name: str, count: int) -> str:
-    return name if count == 1 else f"{count} {name}"

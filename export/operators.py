@@ -1,10 +1,9 @@
-"""What a `.tflite` file is made of: tensors, operators, memory, multiply-accumulates."""
+"""What a `.tflite` file is made of: tensors, operators, multiply-accumulates."""
 
 from __future__ import annotations
 
 import math
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,11 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_litert.tools import flatbuffer_utils
 
 from kseg.errors import UserError
-from kseg.quiet import quiet
 
 IDENTIFIER = b"TFL3"
-ALIGNMENT = 64  # kDefaultTensorAlignment of LiteRT
-# Operators whose kernels may write over these of their inputs.
-IN_PLACE = {"RESHAPE": (0,), "SOFTMAX": (0,), "ADD": (0, 1), "MUL": (0, 1), "SUB": (0, 1)}
 FEW = 16  # elements of a constant that are read: axes, paddings, permutations; no weights
 INTEGERS = ("int8", "uint8", "int16", "int32", "int64")
 ACTIVATIONS = {
@@ -143,36 +137,6 @@ def read_network(path: Path) -> Network:
     return network
 
 
-def arena_bytes(network: Network) -> int:
-    """Return the bytes of LiteRT's plan for all tensors that are not constant.
-
-    The plan is greedy by size: tensors that live from first to last operator come first, then
-    the largest; each takes the smallest gap between those alive at the same time, at multiples
-    of 64 bytes. Inputs and outputs of the network are never overwritten; some operators write over
-    an input that nothing else reads. It is exactly what LiteRT allocates with its reference
-    kernels. Other kernels take more for their own work, and a delegate has a plan of its own. The
-    weights that a float16 file widens when it is opened are left out.
-
-    Source: tflite/arena_planner.cc and tflite/simple_memory_arena.cc of google-ai-edge/LiteRT,
-    commit 7d88950; the algorithm is Greedy by Size of Pisarchyk and Lee, Efficient Memory
-    Management for Deep Neural Net Inference, arXiv 2001.03288.
-    """
-    last = len(network.operators)
-    lives = _lifetimes(network)
-
-    def turn(index: int) -> tuple[bool, int, int, int]:
-        whole = lives[index] == (0, last)
-        return (not whole, 0 if whole else -network.tensors[index].bytes, lives[index][0], index)
-
-    placed: list[tuple[int, int, tuple[int, int]]] = []  # offset, end, lifetime
-    for index in sorted(lives, key=turn):
-        first, end = lives[index]
-        alive = sorted((a, b) for a, b, (start, stop) in placed if start <= end and first <= stop)
-        offset = _best_gap(alive, network.tensors[index].bytes)
-        placed.append((offset, offset + network.tensors[index].bytes, lives[index]))
-    return max((end for _, end, _ in placed), default=0)
-
-
 def macs(network: Network) -> int:
     """Return the multiply-accumulates of one call: convolutions and products of matrices."""
     return sum(operator_macs(network, operator) for operator in network.operators)
@@ -195,26 +159,6 @@ def operator_macs(network: Network, operator: Operator) -> int:
         inner = sources[0].shape[-2 if operator.options.get("adjX") else -1]
         return math.prod(results[0].shape) * inner
     return 0
-
-
-def outside_xnnpack(path: Path) -> list[int]:
-    """Return the indices of the operators that XNNPACK does not run here, found by running.
-
-    An interpreter with XNNPACK keeps the original operators and adds one DELEGATE for each part
-    that it took over; going back from the outputs of a DELEGATE to its inputs finds that part.
-
-    Raises:
-        UserError: if LiteRT cannot open the file.
-    """
-    # A private method, as the public interface has no list of operators.
-    plain = _interpreter(path, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)._get_ops_details()
-    made_by = {int(tensor): one["index"] for one in plain for tensor in one["outputs"]}
-    by_index = {one["index"]: one for one in plain}
-    taken: set[int] = set()
-    for part in _interpreter(path, OpResolverType.AUTO)._get_ops_details():
-        if part["op_name"] == "DELEGATE":
-            taken |= _between(part, by_index, made_by)
-    return [one["index"] for one in plain if one["index"] not in taken]
 
 
 def is_quantised(network: Network) -> bool:
@@ -341,81 +285,3 @@ def _list(values: Any) -> list:  # noqa: ANN401  (None, list or array, as the sc
 
 def _numbers(values: Any) -> tuple[int, ...]:  # noqa: ANN401
     return tuple(int(value) for value in _list(values))
-
-
-def _lifetimes(network: Network) -> dict[int, tuple[int, int]]:
-    """Return each tensor that needs memory of its own with its first and last operator.
-
-    What is never read, or read by the client, lives on to one past the last operator.
-    """
-    never, owner = len(network.operators), _owners(network)
-    first = dict.fromkeys(network.inputs, 0)
-    last = dict.fromkeys((*network.inputs, *network.outputs), never)
-    read: dict[int, int] = {}
-    for operator in network.operators:
-        for index in operator.outputs if network.fed(operator) else ():
-            first.setdefault(owner.get(index, index), operator.index)
-        for index in operator.inputs:
-            read[owner.get(index, index)] = operator.index
-    return {i: (start, last.get(i, read.get(i, never))) for i, start in first.items()}
-
-
-def _owners(network: Network) -> dict[int, int]:
-    """Return the tensors that are written over another one, each with that other."""
-    references = Counter((*network.inputs, *network.outputs))
-    references.update(index for operator in network.operators for index in operator.inputs)
-    owner: dict[int, int] = {}
-    for operator in network.operators:
-        for place in IN_PLACE.get(operator.name, ()):
-            source, result = operator.inputs[place], operator.outputs[0]
-            first = owner.get(source, source)
-            once = max(references[source], references[first]) == 1
-            if _may_own(network, source, result) and (once or operator.name == "RESHAPE"):
-                owner[result] = first
-                break
-    return owner
-
-
-def _may_own(network: Network, source: int, result: int) -> bool:
-    before, after = network.tensors[source], network.tensors[result]
-    inside = source not in network.inputs and result not in network.outputs
-    return inside and not before.constant and before.bytes == after.bytes > 4
-
-
-def _best_gap(alive: list[tuple[int, int]], size: int) -> int:
-    """Return where `size` bytes go: the smallest gap that holds them, else behind the last."""
-    best, least, current = None, math.inf, 0
-    for offset, end in alive:
-        aligned = -(-current // ALIGNMENT) * ALIGNMENT
-        if aligned + size <= offset and offset - aligned < least:
-            best, least = aligned, offset - current
-        current = max(current, end)
-    return -(-current // ALIGNMENT) * ALIGNMENT if best is None else best
-
-
-def _interpreter(path: Path, resolver: OpResolverType) -> Interpreter:
-    try:
-        with quiet():
-            interpreter = Interpreter(
-                model_path=str(path), num_threads=1, experimental_op_resolver_type=resolver
-            )
-            interpreter.allocate_tensors()
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path} cannot be run by LiteRT: {reason[0]}") from error
-    return interpreter
-
-
-def _between(part: dict, by_index: dict[int, dict], made_by: dict[int, int]) -> set[int]:
-    """Return the operators on the way from a part's inputs to its outputs."""
-    found: set[int] = set()
-    edge = {int(tensor) for tensor in part["inputs"]}
-    waiting = [int(tensor) for tensor in part["outputs"]]
-    while waiting:
-        tensor = waiting.pop()
-        one = made_by.get(tensor)
-        if tensor in edge or one is None or one in found:
-            continue
-        found.add(one)
-        waiting += [int(source) for source in by_index[one]["inputs"]]
-    return found

@@ -17,12 +17,14 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from kseg.errors import UserError
 from kseg.quiet import quiet
 
-from .operators import Network, Operator, operator_macs, single_operator
+from .operators import Network, Operator, operator_macs, read_network, single_operator
+from .xnnpack import outside_xnnpack
 
 ROUNDS, SECONDS = 30, 8.0  # of whole files
 ALONE_ROUNDS, ALONE_SECONDS = 30, 0.4  # of one operator
 COSTLY = 12  # operators on XNNPACK that are timed where those outside it are not to blame
 FASTER = 0.95  # less is noise
+BLAMED = 0.05  # the share of all excess that is worth a word
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,43 @@ def measure(
     more = _costliest(network, without=outside)
     found = (*speed.operators, *_alone(path, network, more, outside, twin))
     return Speed(whole, twin.path, other, found)
+
+
+def why_slower(path: Path, twin: Path) -> str | None:
+    """Return why a file is not faster than its float twin, in one sentence; None if it is faster.
+
+    Both are timed on one thread, and alone those operators that may be to blame.
+    """
+    network, other = read_network(path), read_network(twin)
+    outside = outside_xnnpack(path)
+    speed = measure(
+        path, network, outside=outside, twin=TwinFile(twin, other, outside_xnnpack(twin))
+    )
+    if speed.faster:
+        return None
+    took = [_took(group) for group in blamed(speed)[:3]]
+    text = f"no faster than {twin.name} here ({_plain_comparison(speed)})"
+    return f"{text}: {'; '.join(took)}" if took else text
+
+
+def blamed(speed: Speed) -> list[list[Timing]]:
+    """Return the timed operators by name, those with the most excess first."""
+    groups = [
+        [one for one in speed.operators if one.name == name]
+        for name in dict.fromkeys(one.name for one in speed.operators)
+    ]
+    total = sum(max(_excess(group), 0) for group in groups)
+    worth = [group for group in groups if _excess(group) > BLAMED * total]
+    return sorted(worth, key=_excess, reverse=True)
+
+
+def _excess(group: Sequence[Timing]) -> float:
+    return sum(one.excess for one in group)
+
+
+def total(group: Sequence[Timing]) -> float:
+    """Return what operators take together, milliseconds."""
+    return sum(one.milliseconds for one in group)
 
 
 def medians(runs: Sequence[Callable[[], None]], *, rounds: int, seconds: float) -> list[float]:
@@ -218,3 +257,20 @@ def _costliest(network: Network, *, without: Collection[int]) -> list[int]:
 
     others = [one for one in network.operators if one.index not in without]
     return [one.index for one in sorted(others, key=cost, reverse=True)[:COSTLY]]
+
+
+def _took(group: Sequence[Timing]) -> str:
+    name = counted(group[0].name, len(group))
+    known = [one.twin_milliseconds for one in group if one.twin_milliseconds is not None]
+    before = f" instead of {sum(known):.1f}" if known else ""
+    where = " outside XNNPACK" if group[0].outside else ""
+    return f"{name}{where} take {total(group):.1f} ms{before}"
+
+
+def _plain_comparison(speed: Speed) -> str:
+    return f"{speed.milliseconds:.1f} against {speed.twin_milliseconds:.1f} ms"
+
+
+def counted(name: str, count: int) -> str:
+    """Return "CONV_2D" of one, "3 CONV_2D" of three."""
+    return name if count == 1 else f"{count} {name}"

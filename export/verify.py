@@ -16,6 +16,7 @@ from kseg.artifact import Artifact, floored
 from kseg.inference import Predictor, feed, load
 
 from . import tflite
+from .arena import arena_bytes
 from .comparison import Counts, View, agreements, count, scores, shift, stacked
 from .faults import (
     Fault,
@@ -26,7 +27,8 @@ from .faults import (
     structural_faults,
 )
 from .interface import Interface
-from .operators import arena_bytes, float_operators, macs, outside_xnnpack, read_network
+from .operators import float_operators, macs, read_network
+from .xnnpack import outside_xnnpack
 
 # LiteRT has reference kernels alone for these, some 45 times slower than int8's.
 SLOW, SLOW_IMAGES = ("int16x8",), 16

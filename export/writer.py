@@ -28,9 +28,9 @@ from . import TARGETS, budget, certificate
 from .calibrate import Samples, calibration_names, calibration_samples
 from .comparison import spread, views
 from .demands import Demands
-from .inspection import why_slower
 from .interface import Interface
 from .operators import is_quantised, read_network
+from .speed import why_slower
 from .verify import Proof, kernel_faults, prove, timed
 
 # Labels equal to Keras's, per cent, that a sound file has; rounded ones depend on the model.

@@ -158,7 +158,8 @@ def inspect_tflite(config: c.InspectConfig) -> int:
     """Look at a `.tflite` file, time it and print what was found."""
     if config.json is not None and config.json.is_dir():
         raise UserError(f"--json {config.json} is a folder; name the file to write")
-    from kseg.export.inspection import inspect_file, show
+    from kseg.export.inspection import inspect_file
+    from kseg.export.inspection_text import show
 
     found = inspect_file(config.file, against=config.against)
     show(found)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.export.operators import outside_xnnpack
+from kseg.export.xnnpack import outside_xnnpack
 from kseg.models import build, macs, trainable_parameters
 from kseg.models.ddrnet import WINDOWS, PaddedAverage, basic_layer, conv_bn, dappm
 from kseg.models.pidnet import Similarity, _bag, _light_bag

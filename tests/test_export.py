@@ -27,9 +27,10 @@ from kseg.export import export_run, show
 from kseg.export.calibrate import calibration_samples
 from kseg.export.comparison import views
 from kseg.export.interface import Interface
-from kseg.export.operators import outside_xnnpack, read_network
+from kseg.export.operators import read_network
 from kseg.export.verify import prove
 from kseg.export.writer import digest, export_model
+from kseg.export.xnnpack import outside_xnnpack
 from kseg.inference import Predictor, load
 from kseg.quiet import quiet
 from kseg.runs import Run

@@ -19,21 +19,22 @@ from kseg.build import macs as keras_macs
 from kseg.cli import main
 from kseg.errors import UserError
 from kseg.export import tflite
+from kseg.export.arena import arena_bytes
 from kseg.export.delegates import DELEGATES, EDGE_TPU, ETHOS_U, GPU, HEXAGON, MICRO, NNAPI, refusals
-from kseg.export.inspection import Inspection, inspect_file, show
+from kseg.export.inspection import Inspection, inspect_file
+from kseg.export.inspection_text import show
 from kseg.export.interface import Interface
 from kseg.export.operators import (
     Network,
     Operator,
     Tensor,
-    arena_bytes,
     float_operators,
     is_quantised,
     macs,
-    outside_xnnpack,
     read_network,
     single_operator,
 )
+from kseg.export.xnnpack import outside_xnnpack
 from kseg.quiet import quiet
 
 
@@ -287,6 +288,19 @@ def test_rules_of_the_delegates(int8):
             refusals(delegate, read_network(floating))
         )
         assert taken == 0, delegate.name
+
+
+def test_micro_runs_a_whole_file_or_none_and_runs_logits(int8, quick, capsys, tmp_path):
+    """kernels/cast.cc has no uint8; without the class map there is no CAST."""
+    reaches = {one.delegate: one for one in inspect_file(int8).reaches}
+    assert (reaches["TFLite-Micro"].taken, reaches["TFLite-Micro"].macs) == (0, 0)
+    show(inspect_file(int8))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "does not run: CAST (uint8 output); take --output logits" in said
+    logits = tmp_path / "logits.tflite"
+    interface = Interface(output="logits")
+    tflite.write(hard_swish_model(), logits, variant="int8", interface=interface, samples=samples)
+    assert refused(MICRO, logits) == set()
 
 
 def test_every_delegate_says_where_its_rules_stand():
