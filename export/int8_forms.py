@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from kseg.quantization import SIXTH
+from kseg.fake_quantization import SIXTH
 
 
 class ProductHardSwish(layers.Layer):

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from kseg.quantization import FakeQuantize
+from kseg.fake_quantization import FakeQuantize
 
 from .calibrate import Samples
 

@@ -48,7 +48,7 @@ def read_model(path: Path) -> keras.Model:
     import kseg.models
 
     if keras.backend.backend() == "tensorflow":
-        import kseg.quantization  # noqa: F401
+        import kseg.fake_quantization  # noqa: F401
 
     if not path.is_file():
         raise UserError(f"no file {path}; expected a .keras file")

@@ -13,15 +13,14 @@ from kseg.build import build
 from kseg.config import TrainConfig, quantize_aware_config, with_settings
 from kseg.export.calibrate import calibration_samples
 from kseg.export.writer import export_model
-from kseg.inference import Predictor
-from kseg.quantization import (
+from kseg.fake_quantization import (
     FakeQuantize,
     QuantizedConv2D,
     QuantizedConv2DTranspose,
     QuantizedDepthwiseConv2D,
-    quantization_aware,
-    without_quantization,
 )
+from kseg.inference import Predictor
+from kseg.quantization import quantization_aware, without_quantization
 
 
 def with_ranges(model, count=6):

@@ -1,0 +1,258 @@
+"""The layers of quantisation-aware training: each rounds as its int8 operator will.
+
+Source: Jacob et al., CVPR 2018, section 3, arXiv:1712.05877 (`kseg.quantization` makes models of
+them).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from kseg.products import MatrixProducts
+
+RANGE_MOMENTUM = 0.99  # of the ranges, once as many batches have been seen
+# One sixth, but for its last bit: of the exact one the converter makes HARD_SWISH, for which
+# LiteRT has no fast int8 kernel.
+SIXTH = 0.16666665
+_SMALLEST = 1e-6  # range of a channel that is all zeros
+
+
+@keras.saving.register_keras_serializable("kseg")
+class FakeQuantize(layers.Layer):
+    """Round a map to the 256 values of its range, which includes 0.
+
+    The range follows the extremes of the maps seen in training, or is given.
+    """
+
+    def __init__(self, fixed: tuple[float, float] | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+        """Take a fixed range, or None; `kwargs` are those of `keras.layers.Layer`."""
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.fixed = None if fixed is None else tuple(fixed)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the range, and the count of batches that it is from."""
+        low, high = self.fixed or (0.0, 0.0)
+        self.low, self.high, self.seen = (
+            self.add_weight(name=name, shape=(), initializer=_constant(value), trainable=False)
+            for name, value in (("low", low), ("high", high), ("seen", 0.0))
+        )
+
+    def call(self, x: tf.Tensor, training: bool | None = None, follow: bool = True) -> tf.Tensor:
+        """Return `x` rounded; widen the range by it in training, if `follow`."""
+        if training and follow and self.fixed is None:
+            self._follow(x)
+        low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
+        return tf.quantization.fake_quant_with_min_max_vars(x, low, high)
+
+    def _follow(self, x: tf.Tensor) -> None:
+        x = tf.stop_gradient(x)
+        low = tf.minimum(tf.reduce_min(x), 0.0)
+        high = tf.maximum(tf.reduce_max(x), low + _SMALLEST)
+        # At first the plain mean: the empty range of the beginning never counts.
+        momentum = tf.minimum(RANGE_MOMENTUM, self.seen / (self.seen + 1.0))
+        for average, value in ((self.low, low), (self.high, high)):
+            average.assign(momentum * average + (1.0 - momentum) * value)
+        self.seen.assign_add(1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the layer's configuration."""
+        return super().get_config() | {"fixed": self.fixed}
+
+
+def _constant(value: float) -> keras.initializers.Initializer:
+    return keras.initializers.Constant(value)
+
+
+class _Folded:
+    """A convolution with the batch normalisation behind it in its kernel, both rounded."""
+
+    def __init__(self, epsilon: float | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+        """Take the epsilon of the normalisation; None where there is none."""
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.epsilon = epsilon
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the kernel, and the weights of the normalisation."""
+        super().build(input_shape)
+        if self.epsilon is None:
+            return
+        channels = self.compute_output_shape(input_shape)[-1]
+        kinds = {"gamma": "ones", "beta": "zeros", "moving_mean": "zeros"}
+        for name, initializer in (kinds | {"moving_variance": "ones"}).items():
+            moving = name.startswith("moving")
+            weight = self.add_weight(
+                name=name, shape=(channels,), initializer=initializer, trainable=not moving
+            )
+            setattr(self, name, weight)
+
+    def folded(self) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Return the kernel, rounded a channel, and the bias, of the two layers in one."""
+        kernel = tf.convert_to_tensor(self.kernel)
+        bias = tf.convert_to_tensor(self.bias) if self.use_bias else None
+        if self.epsilon is not None:
+            gain = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
+            kernel = self.scaled(kernel, gain)
+            bias = self.beta + ((0.0 if bias is None else bias) - self.moving_mean) * gain
+        return self.rounded(kernel), bias
+
+    def save_own_variables(self, store: dict[str, Any]) -> None:
+        """Save all weights; a convolution of Keras would leave out the normalisation's."""
+        layers.Layer.save_own_variables(self, store)
+
+    def load_own_variables(self, store: dict[str, Any]) -> None:
+        """Load all weights."""
+        layers.Layer.load_own_variables(self, store)
+
+    def activated(self, y: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+        """Return a map with bias and activation."""
+        y = y if bias is None else tf.nn.bias_add(y, bias)
+        return y if self.activation is None else self.activation(y)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the layer's configuration."""
+        return super().get_config() | {"epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable("kseg")
+class QuantizedConv2D(_Folded, layers.Conv2D):
+    """`keras.layers.Conv2D` and `BatchNormalization` of (B, H, W, C) as one int8 operator."""
+
+    def scaled(self, kernel: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
+        """Return the kernel (k, k, C, filters) times `gain` (filters,)."""
+        return kernel * gain
+
+    def rounded(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the kernel as int8 holds it, with a scale for each filter."""
+        return _rounded(kernel)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Return the map (B, H, W, filters)."""
+        kernel, bias = self.folded()
+        y = self.convolution_op(x, kernel)
+        return self.activated(y, bias)
+
+
+@keras.saving.register_keras_serializable("kseg")
+class QuantizedDepthwiseConv2D(_Folded, layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` and `BatchNormalization` of (B, H, W, C) as one operator."""
+
+    def scaled(self, kernel: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
+        """Return the kernel (k, k, C, multiplier) times `gain` (C * multiplier,)."""
+        return kernel * tf.reshape(gain, kernel.shape[2:])
+
+    def rounded(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the kernel as int8 holds it, with a scale for each channel of the result."""
+        rows, columns, channels, multiplier = kernel.shape
+        flat = tf.reshape(kernel, (rows, columns, channels * multiplier))
+        return tf.reshape(_rounded(flat), kernel.shape)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Return the map (B, H, W, C * multiplier)."""
+        kernel, bias = self.folded()
+        y = keras.ops.depthwise_conv(
+            x,
+            kernel,
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+        return self.activated(y, bias)
+
+
+@keras.saving.register_keras_serializable("kseg")
+class QuantizedConv2DTranspose(_Folded, layers.Conv2DTranspose):
+    """`keras.layers.Conv2DTranspose` and `BatchNormalization` of (B, H, W, C) as one operator."""
+
+    def scaled(self, kernel: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
+        """Return the kernel (k, k, filters, C) times `gain` (filters,)."""
+        return kernel * gain[:, None]
+
+    def rounded(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the kernel as int8 holds it, with a scale for each filter."""
+        swapped = tf.transpose(kernel, (0, 1, 3, 2))
+        return tf.transpose(_rounded(swapped), (0, 1, 3, 2))
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Return the map (B, H, W, filters)."""
+        kernel, bias = self.folded()
+        y = keras.ops.conv_transpose(
+            x,
+            kernel,
+            strides=list(self.strides),
+            padding=self.padding,
+            output_padding=self.output_padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+        return self.activated(y, bias)
+
+
+@keras.saving.register_keras_serializable("kseg")
+class QuantizedProduct(layers.Layer):
+    """A map times one of the matrices of `MatrixProducts`, rounded, along one of its axes."""
+
+    def __init__(self, products: MatrixProducts, axis: int, **kwargs: Any) -> None:  # noqa: ANN401
+        """Take the layer with the matrices, and the axis of (B, H, W, C), 1 or 2."""
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.products = products
+        self.axis = axis
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make nothing: the matrices follow from the size."""
+        self.products.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Return the map with the axis as long as the matrix makes it."""
+        # The converter turns the operands of a product of matrices round, and then has no fast
+        # operator for it; a convolution stays one.
+        matrix = self.products.matrices(*x.shape[1:3])[self.axis - 1]
+        forth, back = ((0, 2, 3, 1), (0, 3, 1, 2)) if self.axis == 1 else ((0, 1, 3, 2),) * 2
+        kernel = _rounded(tf.constant(matrix.T[None, None], tf.float32))
+        return tf.transpose(tf.nn.conv2d(tf.transpose(x, forth), kernel, 1, "VALID"), back)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the layer's configuration."""
+        products = keras.saving.serialize_keras_object(self.products)
+        return super().get_config() | {"products": products, "axis": self.axis}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> QuantizedProduct:
+        """Return the layer of a configuration."""
+        products = keras.saving.deserialize_keras_object(config.pop("products"))
+        return cls(products, **config)
+
+
+@keras.saving.register_keras_serializable("kseg")
+class QuantizedHardSigmoid(layers.Layer):
+    """relu6(x + 3) / 6, rounded in between; both are operators of int8."""
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """Take what `keras.layers.Layer` takes."""
+        super().__init__(**{**kwargs, "dtype": "float32"})
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Return a map of the shape of `x`, 0..1; the last rounding is left to what follows."""
+        return tf.quantization.fake_quant_with_min_max_args(tf.nn.relu6(x + 3.0), 0, 6) * SIXTH
+
+
+@keras.saving.register_keras_serializable("kseg")
+class QuantizedHardSwish(QuantizedHardSigmoid):
+    """x relu6(x + 3) / 6, rounded in between."""
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Return a map of the shape of `x`; the last rounding is left to what follows."""
+        return x * tf.quantization.fake_quant_with_min_max_args(super().call(x), 0, 1)
+
+
+def _rounded(kernel: tf.Tensor) -> tf.Tensor:
+    """Round to -127..127 steps, the last axis by a scale of its own each."""
+    axes = list(range(len(kernel.shape) - 1))
+    most = tf.stop_gradient(tf.maximum(tf.reduce_max(tf.abs(kernel), axes), _SMALLEST))
+    return tf.quantization.fake_quant_with_min_max_vars_per_channel(
+        kernel, -most, most, narrow_range=True
+    )
