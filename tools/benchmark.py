@@ -9,6 +9,7 @@ from tools.benchmarks.crf import Crf, benchmark_crf
 from tools.benchmarks.export import Export, benchmark_export
 from tools.benchmarks.input import Input, benchmark_input
 from tools.benchmarks.memory import Memory, benchmark_memory
+from tools.benchmarks.quantize import Quantize, benchmark_quantize
 from tools.benchmarks.train import Train, benchmark_train
 
 PARTS = {
@@ -17,6 +18,7 @@ PARTS = {
     Memory: benchmark_memory,
     Train: benchmark_train,
     Export: benchmark_export,
+    Quantize: benchmark_quantize,
 }
 
 
