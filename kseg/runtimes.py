@@ -127,7 +127,8 @@ def open_tflite(path: Path, *, threads: int | None = None) -> Runtime:
     they are signed): an input that was calibrated on normalised images takes them in that form.
 
     Args:
-        path: the file; it need not be written by kseg.
+        path: the file; it need not be written by kseg. Images are (1, H, W, 3) or (1, 3, H, W), and
+            logits accordingly.
         threads: processor threads; None takes up to four.
 
     Raises:
@@ -138,21 +139,26 @@ def open_tflite(path: Path, *, threads: int | None = None) -> Runtime:
     result = interpreter.get_output_details()[0]
     if others:
         raise UserError(f"{path} takes {1 + len(others)} inputs; kseg takes files with one image")
-    output, num_classes = _kind(path, tuple(result["shape"]), result["dtype"])
+    first = _is_channels_first(image["shape"])
+    given = _channels_last(result["shape"], first)
+    output, num_classes = _kind(path, given, result["dtype"])
 
     def forward(pixels: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(image["index"], _bytes_as(pixels, image["dtype"])[None])
+        fed = _bytes_as(_turned(pixels, first), image["dtype"])
+        interpreter.set_tensor(image["index"], fed[None])
         try:
             interpreter.invoke()
         except RuntimeError as error:
             raise _damaged(path, error, "run") from error
         raw = interpreter.get_tensor(result["index"])
-        return _as_ids(raw) if output == "classes" else _dequantised(raw, result["quantization"])[0]
+        if output == "classes":
+            return _as_ids(raw)
+        return _dequantised(_turned_back(raw[0], first), result["quantization"])
 
     inputs, outputs = _signature_names(interpreter)
     return Runtime(
         forward=forward,
-        size=_image_size(path, tuple(image["shape"])),
+        size=_image_size(path, _channels_last(image["shape"], first)),
         output=output,
         num_classes=num_classes,
         inputs={inputs: _typed(image["dtype"], image["shape"])},
@@ -176,17 +182,17 @@ def open_onnx(path: Path, *, threads: int | None = None) -> Runtime:
     result = session.get_outputs()[0]
     if others:
         raise UserError(f"{path} takes {1 + len(others)} inputs; kseg takes files with one image")
-    first = len(image.shape) == 4 and image.shape[1] == 3
-    taken, given = _onnx_shape(image.shape, first), _onnx_shape(result.shape, first)
+    first = _is_channels_first(image.shape)
+    taken, given = _channels_last(image.shape, first), _channels_last(result.shape, first)
     dtypes = [np.dtype(_ONNX_TYPES.get(one.type, "object")) for one in (image, result)]
     output, num_classes = _kind(path, given, dtypes[1].type)
 
     def forward(pixels: np.ndarray) -> np.ndarray:
-        fed = pixels.transpose(2, 0, 1) if first else pixels
-        raw = session.run([result.name], {image.name: fed[None].astype(dtypes[0])})[0]
-        if output == "classes":
-            return _as_ids(raw)
-        return (raw.transpose(0, 2, 3, 1) if first else raw)[0].astype(np.float32)
+        fed = _turned(pixels, first)[None].astype(dtypes[0])
+        raw = session.run([result.name], {image.name: fed})[0]
+        return (
+            _as_ids(raw) if output == "classes" else _turned_back(raw[0], first).astype("float32")
+        )
 
     return Runtime(
         forward=forward,
@@ -235,16 +241,20 @@ def _run_signature(path: Path, loaded: Any, function: Any) -> Runtime:  # noqa: 
         raise UserError(f"{path} takes {len(inputs)} inputs; kseg takes files with one image")
     (name, image), (key, result) = *inputs.items(), next(iter(function.structured_outputs.items()))
     shape, dtype = tuple(result.shape), result.dtype.as_numpy_dtype
-    output, num_classes = _kind(path, shape, dtype)
+    first = _is_channels_first(image.shape)
+    output, num_classes = _kind(path, _channels_last(shape, first), dtype)
 
     def forward(pixels: np.ndarray, _alive: object = loaded) -> np.ndarray:
         # The loaded object owns the variables; the signature alone would lose them.
-        raw = function(**{name: pixels[None].astype(image.dtype.as_numpy_dtype)})[key].numpy()
-        return _as_ids(raw) if output == "classes" else raw[0].astype(np.float32)
+        fed = _turned(pixels, first)[None].astype(image.dtype.as_numpy_dtype)
+        raw = function(**{name: fed})[key].numpy()
+        return (
+            _as_ids(raw) if output == "classes" else _turned_back(raw[0], first).astype("float32")
+        )
 
     return Runtime(
         forward=forward,
-        size=_image_size(path, tuple(image.shape)),
+        size=_image_size(path, _channels_last(image.shape, first)),
         output=output,
         num_classes=num_classes,
         inputs={name: _typed(image.dtype.as_numpy_dtype, image.shape)},
@@ -293,10 +303,23 @@ def _session(path: Path, threads: int) -> Any:  # noqa: ANN401
 
 def _numbers(shape: Sequence[int | str | None]) -> tuple[int | None, ...]:
     """Return a shape with None where an axis has only a name."""
-    return tuple(d if isinstance(d, int) else None for d in shape)
+    return tuple(int(d) if isinstance(d, int | np.integer) else None for d in shape)
 
 
-def _onnx_shape(shape: Sequence[int | str | None], first: bool) -> tuple[int | None, ...]:
+def _is_channels_first(image: Sequence[int | str | None]) -> bool:
+    """Tell whether an image is (B, 3, H, W)."""
+    return len(image) == 4 and image[1] == 3 and image[-1] != 3
+
+
+def _turned(pixels: np.ndarray, first: bool) -> np.ndarray:
+    return pixels.transpose(2, 0, 1) if first else pixels
+
+
+def _turned_back(result: np.ndarray, first: bool) -> np.ndarray:
+    return result.transpose(1, 2, 0) if first else result
+
+
+def _channels_last(shape: Sequence[int | str | None], first: bool) -> tuple[int | None, ...]:
     """Return a shape with its channels last."""
     dims = _numbers(shape)
     return (dims[0], *dims[2:], dims[1]) if first and len(dims) == 4 else dims

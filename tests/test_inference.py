@@ -25,8 +25,19 @@ from kseg.export import tflite as tflite_target
 from kseg.export.interface import Interface
 from kseg.export.saved_model import write as write_saved_model
 from kseg.inference import Predictor, feed, load, read_image
+from kseg.quiet import quiet
 from kseg.runs import Run
 from kseg.runtimes import open_tflite
+
+
+def write_channels_first(model, path):
+    """Write a `.tflite` file of (1, 3, H, W), as programs that come from torch make it."""
+    image = keras.Input((3, *SIZE), batch_size=1, name="image")
+    logits = model(keras.layers.Permute((2, 3, 1))(image))["logits"]
+    turned = keras.Model(image, keras.layers.Permute((3, 1, 2))(logits))
+    with quiet():
+        path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(turned).convert())
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +63,7 @@ def files(tmp_path_factory):
         interface = Interface(output="logits", layout=layout)
         onnx_target.write(model, path, variant="float32", interface=interface, samples=samples)
         made[layout] = path
+    made["chw"] = write_channels_first(model, folder / "chw.tflite")
     for path in made.values():
         cards.embed(path, CARD)
     return made
@@ -85,7 +97,7 @@ def test_logit_files_label_as_keras_does(files, shape):
     assert expected.shape == shape
     assert expected.dtype == np.uint8
     assert len(np.unique(expected)) > 1  # else agreement would show nothing
-    for name in ("saved_model", "float32-logits", "nhwc", "nchw"):
+    for name in ("saved_model", "float32-logits", "chw", "nhwc", "nchw"):
         # Different kernels add in a different order: a pixel at a tie may fall the other way.
         assert (load(files[name]).predict(image) == expected).mean() > 0.999, name
 
