@@ -11,6 +11,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from kseg.quiet import quiet
+from kseg.runtimes import set_image
 
 from .operators import Network, Tensor, read_network
 
@@ -173,8 +174,7 @@ def _results(
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Give name, value and float value of each result on an image."""
     for interpreter in (ours, theirs):
-        fed = interpreter.get_input_details()[0]
-        interpreter.set_tensor(fed["index"], image[None].astype(fed["dtype"]))
+        set_image(interpreter, image)
         interpreter.invoke()
     details = {tensor["index"]: tensor for tensor in ours.get_tensor_details()}
     for name, (mine, other) in names.items():

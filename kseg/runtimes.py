@@ -144,8 +144,7 @@ def open_tflite(path: Path, *, threads: int | None = None) -> Runtime:
     output, num_classes = _kind(path, given, result["dtype"])
 
     def forward(pixels: np.ndarray) -> np.ndarray:
-        fed = _bytes_as(_turned(pixels, first), image["dtype"])
-        interpreter.set_tensor(image["index"], fed[None])
+        set_image(interpreter, pixels)
         try:
             interpreter.invoke()
         except RuntimeError as error:
@@ -164,6 +163,13 @@ def open_tflite(path: Path, *, threads: int | None = None) -> Runtime:
         inputs={inputs: _typed(image["dtype"], image["shape"])},
         outputs={outputs: _typed(result["dtype"], result["shape"])},
     )
+
+
+def set_image(interpreter: Interpreter, pixels: np.ndarray) -> None:
+    """Give a LiteRT interpreter an image uint8 (H, W, 3), in the form that its input has."""
+    image = interpreter.get_input_details()[0]
+    fed = _turned(pixels, _is_channels_first(image["shape"]))
+    interpreter.set_tensor(image["index"], _bytes_as(fed, image["dtype"])[None])
 
 
 def open_onnx(path: Path, *, threads: int | None = None) -> Runtime:

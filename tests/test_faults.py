@@ -9,12 +9,13 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.tools import flatbuffer_utils
 from keras import layers, ops
-from tiny import CARD, QUICK, SIZE, DrawnData, OwnLabels, samples, tiny_model
+from tiny import CARD, QUICK, SIZE, DrawnData, OwnLabels, drawn, samples, tiny_model
 
 from kseg import card as cards
 from kseg.cli import main
 from kseg.export import show, tflite
 from kseg.export.interface import Interface
+from kseg.export.layerwise import layer_noise
 from kseg.export.writer import verify_model
 from kseg.inference import load
 from kseg.quiet import quiet
@@ -198,6 +199,27 @@ def test_another_kernel_is_named(source, tmp_path):
     one, faults = verified(path, source, replace(QUICK, min_agreement=0))
     assert not one.accepted
     assert "stem_conv" in faults["weights"]
+
+
+@pytest.mark.filterwarnings("ignore:Statistics for quantized inputs")
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_noise_is_measured_behind_bytes_of_either_sign(dtype, tmp_path):
+    """An int8 input takes the image less 128; bytes fed as they are would be another image."""
+    paths = [tmp_path / "float.tflite", tmp_path / "int8.tflite"]
+    for path, quantised in zip(paths, (False, True), strict=True):
+        converter = tf.lite.TFLiteConverter.from_keras_model(net())
+        if quantised:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = lambda: (
+                [one.astype("float32")] for one in samples()
+            )
+            converter.inference_input_type = tf.dtypes.as_dtype(dtype)
+        with quiet():
+            path.write_bytes(converter.convert())
+    noises = layer_noise(paths[1], paths[0], [drawn(*SIZE, seed=3)])
+    assert len(noises) > 3
+    # 8 bits of a map that fills its range have 40 dB and more; another image leaves nearly none.
+    assert min(one.decibels for one in noises) > 20
 
 
 def test_a_lost_class_rejects_whatever_the_agreement(source, tmp_path):
