@@ -17,15 +17,9 @@ from kseg.inference import Predictor, feed, load
 
 from . import tflite
 from .arena import arena_bytes
+from .behaviour import behavioural_faults, probes
 from .comparison import Counts, View, agreements, count, scores, shift, stacked
-from .faults import (
-    Fault,
-    behavioural_fault,
-    departure,
-    kernel_fault,
-    probes,
-    structural_faults,
-)
+from .faults import Fault, departure, kernel_fault, nearest_fault, structural_faults
 from .interface import Interface
 from .operators import float_operators, macs, read_network
 from .xnnpack import outside_xnnpack
@@ -224,19 +218,24 @@ def _faults(
         return found
     seen = probes(file, [image.view for image in worst])
     # The operators of a `.tflite` file tell themselves how they resize.
-    behaves = behavioural_fault(reference.model, seen, resizes=one.target != "tflite")
-    if behaves is not None:
-        return [*found, behaves]
+    behaves = behavioural_faults(reference.model, seen, resizes=one.target != "tflite")
+    if behaves:
+        return [*found, *behaves]
     if not found and one.target == "tflite" and one.agreement < one.min_agreement:
         return _departures(one.path, reference, [image.pixels for image in seen])
     return found
 
 
-def kernel_faults(path: Path, reference: Predictor) -> list[Fault]:
-    """Return a fault if a `.tflite` file's kernels are not the model's, where its names tell."""
+def faults_beside_twin(path: Path, reference: Predictor) -> list[Fault]:
+    """Return how a `.tflite` file differs from a float one of the model: in resizes, in a kernel.
+
+    Kernels are compared where their names are the converter's own.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        fault = kernel_fault(path, _float_twin(reference, Path(folder)))
-    return [] if fault is None else [fault]
+        twin = _float_twin(reference, Path(folder))
+        nearest = nearest_fault(read_network(path), read_network(twin))
+        found = [nearest, kernel_fault(path, twin)]
+    return [fault for fault in found if fault is not None]
 
 
 def _float_twin(reference: Predictor, folder: Path) -> Path:

@@ -31,7 +31,7 @@ from .demands import Demands
 from .interface import Interface
 from .operators import is_quantised, read_network
 from .speed import why_slower
-from .verify import Proof, kernel_faults, prove, timed
+from .verify import Proof, faults_beside_twin, prove, timed
 
 # Labels equal to Keras's, per cent, that a sound file has; rounded ones depend on the model.
 LEAST = {"float32": 99.9, "float16": 99.5, "qat": 99.0}
@@ -126,7 +126,7 @@ def verify_model(
     (proof,) = prove(reference, [one], seen, seconds=demands.seconds)
     # What explains the whole file comes before what it does to single kernels.
     known = proof.faults or target != "tflite"
-    faults = () if known else kernel_faults(file.path, reference)
+    faults = () if known else faults_beside_twin(file.path, reference)
     more = (*(fault.sentence for fault in faults), *budget.over(proof, demands.max_drop))
     one = replace(proof.artifact, reasons=(*proof.artifact.reasons, *more))
     proof = replace(proof, artifact=one, faults=(*proof.faults, *faults))

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 from keras import layers, ops
 from tiny import CARD, QUICK, SIZE, DrawnData, OwnLabels, drawn, samples, tiny_model
@@ -140,6 +141,42 @@ def test_a_planted_fault_is_named(planted, variant, source, tmp_path, capsys):
     assert words in " ".join(capsys.readouterr().out.split())
 
 
+def exchanged(x):
+    return ops.roll(x, -1, axis=-1)
+
+
+TWO = {
+    "channels and shift": (
+        lambda: behind(
+            with_kernel("stem_conv", lambda kernel: kernel[:, :, ::-1]), lambda x: ops.roll(x, 2, 2)
+        ),
+        {"channels": "red and blue", "shift": "2 pixels to the right of"},
+    ),
+    "normalisation and ids": (
+        lambda: behind(normalised(1 / 255, 0.0), exchanged),
+        {"normalisation": "x / 255", "relabelled": "0 is given as 2"},
+    ),
+    "shift and ids": (
+        lambda: behind(net(), lambda x: exchanged(ops.roll(x, 3, 1))),
+        {"shift": "3 pixels below", "relabelled": "0 is given as 2"},
+    ),
+    "mirrored ids": (
+        lambda: behind(net(), lambda x: exchanged(ops.flip(x, 2))),
+        {"mirrored": "left and right", "relabelled": "0 is given as 2"},
+    ),
+}
+
+
+@pytest.mark.parametrize("planted", TWO)
+def test_two_faults_at_once_are_both_named(planted, source, tmp_path):
+    make, words = TWO[planted]
+    one, faults = verified(written(tmp_path, make(), "int8"), source)
+    assert not one.accepted
+    assert faults.keys() == words.keys()
+    for name, expected in words.items():
+        assert expected in faults[name]
+
+
 @pytest.mark.parametrize("variant", ["float32", "int8"])
 def test_a_sound_file_has_no_fault(variant, source, tmp_path):
     one, faults = verified(written(tmp_path, net(), variant), source)
@@ -245,6 +282,24 @@ def test_align_corners_is_named_by_the_file_itself(source, tmp_path):
     one, faults = verified(edited(written(tmp_path, net()), align), source)
     assert not one.accepted
     assert "align_corners" in faults["resize"]
+
+
+@pytest.mark.parametrize("variant", ["float32", "int8"])
+def test_nearest_in_place_of_bilinear_is_named(variant, source, tmp_path):
+    def nearest(model, graph):
+        (resize,) = operators(model, graph, "RESIZE_BILINEAR")
+        code, options = schema.OperatorCodeT(), schema.ResizeNearestNeighborOptionsT()
+        code.builtinCode = schema.BuiltinOperator.RESIZE_NEAREST_NEIGHBOR
+        code.deprecatedBuiltinCode, code.version = code.builtinCode, 3
+        options.halfPixelCenters = True
+        resize.opcodeIndex, resize.builtinOptions = len(model.operatorCodes), options
+        resize.builtinOptionsType = schema.BuiltinOptions.ResizeNearestNeighborOptions
+        model.operatorCodes.append(code)
+
+    path = edited(written(tmp_path, net(), variant), nearest)
+    one, faults = verified(path, source, replace(QUICK, min_agreement=0))
+    assert not one.accepted
+    assert "takes the nearest pixel" in faults["resize"]
 
 
 def test_align_corners_is_named_by_what_a_file_does(source, tmp_path):
