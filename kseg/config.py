@@ -156,8 +156,7 @@ class EvalConfig:
     superpixels: Count = None
     """Label about N superpixels an image (SLIC) as wholes; before the CRF, if both are named."""
     crf_search: Switch = False
-    """First find the CRF's parameters on the split as DeepLab did: 155 CRFs an image, which takes
-    a minute or more each; 100 images, or --limit."""
+    """First find the CRF's parameters as DeepLab did: 155 CRFs an image, of 100 or --limit."""
     last: Switch = False
     """Take last.keras of the run instead of best.keras."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -201,10 +200,9 @@ class ExportConfig:
     onnx: Switch = False
     """Write model.onnx."""
     quantize: Annotated[tuple[Quantization, ...], arg(help_behavior_hint="")] = ()
-    """Further .tflite files; int16x8 is 45 times slower than int8 on most processors, qat is int8
-    after a quantisation-aware training in RUN/qat."""
+    """Further .tflite files; qat is int8 after a quantisation-aware training, in RUN/qat."""
     qat_steps: Count = None
-    """Length of that training. Default: a fifth of the run's."""
+    """Length of the training of qat. Default: a fifth of the run's."""
     input: Input = "uint8"
     """Type of the image that the files take, 0..255 in both cases."""
     output: Output = "classes"
@@ -216,10 +214,9 @@ class ExportConfig:
     data: Text = None
     """Data set for calibration and proof. Default: the one the run was trained on."""
     min_agreement: Annotated[float | None, arg(metavar="PERCENT", help_behavior_hint="")] = None
-    """Labels equal to Keras's, below which a file is rejected. Default: 99.9 for float, else 95."""
+    """Least share of labels equal to Keras's. Default: 99.9, float16 99.5, qat 99, else 95."""
     max_drop: Annotated[float | None, arg(metavar="POINTS", help_behavior_hint="")] = None
-    """Mean IoU that a file may lose; int8 is mended where it loses more: other ranges, even
-    channels, layers in float, at last a quantisation-aware training."""
+    """Mean IoU that a file may lose. An int8 file that loses more is mended, or rejected."""
     calibration_images: int = 100
     """Training images that set the int8 ranges."""
     verify_images: Count = None
@@ -243,7 +240,7 @@ class VerifyConfig:
     data: Text = None
     """Data set of the proof. Default: the one the run was trained on."""
     min_agreement: Annotated[float | None, arg(metavar="PERCENT", help_behavior_hint="")] = None
-    """Labels equal to Keras's, below which a file is rejected. Default: 99.9 for float, else 95."""
+    """Least share of labels equal to Keras's. Default: 99.9, float16 99.5, qat 99, else 95."""
     max_drop: Annotated[float | None, arg(metavar="POINTS", help_behavior_hint="")] = None
     """Mean IoU that the file may lose against the float model."""
     verify_images: Count = None
