@@ -110,13 +110,14 @@ def result(row: Row, run: Run) -> dict[str, Any]:
     for variant in FILES:
         numbers |= {
             f"{variant}_miou": files[variant]["miou"],
-            f"{variant}_ms": _milliseconds(run.export / files[variant]["path"]),
+            f"{variant}_ms": one_thread_milliseconds(run.export / files[variant]["path"]),
             f"{variant}_mb": files[variant]["bytes"] / 1e6,
         }
     return numbers
 
 
-def _milliseconds(path: Path) -> float:
+def one_thread_milliseconds(path: Path) -> float:
+    """Return the median time of one image of a file on one thread, timed now."""
     from kseg.export.verify import milliseconds  # TensorFlow's converter comes with it
 
     file = load(path, threads=1)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from kseg.errors import Failure, UserError
 from kseg.runs import Run
+from tools.pareto import one_thread_milliseconds
 
 MOST = {"int8": 1.0, "qat": 0.3}  # points of mIoU that may be lost
 VARIANTS = ("float32", *MOST)
@@ -23,7 +24,8 @@ VARIANTS = ("float32", *MOST)
 class Quantize:
     """What int8 costs trained runs on their validation split.
 
-    Each run is exported by `kseg export --tflite --quantize int8 qat`, unless it has these files.
+    Milliseconds are of one image on one thread, all files timed together at the end. Each run is
+    exported by `kseg export --tflite --quantize int8 qat`, unless it has these files.
     """
 
     runs: tuple[Path, ...]
@@ -40,7 +42,7 @@ def benchmark_quantize(options: Quantize) -> int:
         for title in (f"{variant} change", "labels %", "ms"):
             table.add_column(title, justify="right")
     for run, files in found.items():
-        table.add_row(run.name, *cells(files))
+        table.add_row(run.name, *cells(run, files))
     console = Console()
     console.print(table)
     drops = {
@@ -77,16 +79,16 @@ def _certified(folder: Path) -> dict[str, dict[str, Any]]:
     return {file["variant"]: file for file in files if file["target"] == "tflite"}
 
 
-def cells(files: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the numbers of one run."""
-    shown = [f"{files['float32']['miou']:.4f}", _milliseconds(files["float32"])]
+def cells(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the numbers of one run, its files timed now."""
+    times = {
+        variant: f"{one_thread_milliseconds(Run(folder).export / files[variant]['path']):.1f}"
+        for variant in VARIANTS
+    }
+    shown = [f"{files['float32']['miou']:.4f}", times["float32"]]
     for variant in MOST:
         file = files[variant]
         low, high = file["miou_change_interval"]
         shown.append(f"{file['miou_change']:+.2f} ({low:+.2f} to {high:+.2f})")
-        shown += [f"{file['agreement']:.2f}", _milliseconds(file)]
+        shown += [f"{file['agreement']:.2f}", times[variant]]
     return shown
-
-
-def _milliseconds(file: dict[str, Any]) -> str:
-    return f"{file['latency']['milliseconds']['p50']:.1f}"
