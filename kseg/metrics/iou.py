@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.table import Table
 
 from kseg.registry import METRICS
 
@@ -51,6 +53,8 @@ class ConfusionMatrix:
         (0.95, 0.475)
     """
 
+    needs_probabilities = False
+
     def __init__(self, num_classes: int, ignore_label: int = 255) -> None:
         if not 1 <= num_classes < IDS or not 0 <= ignore_label < IDS:
             raise ValueError(
@@ -86,37 +90,42 @@ class ConfusionMatrix:
         self.matrix += pairs[: self.num_classes, : self.num_classes]
 
     @property
+    def tallies(self) -> np.ndarray:
+        """Right, true and predicted pixels of each class, (3, num_classes) int64."""
+        return np.stack([np.diag(self.matrix), self.matrix.sum(axis=1), self.matrix.sum(axis=0)])
+
+    @property
     def pixel_accuracy(self) -> float:
         """Share of the valid pixels that are right."""
-        return float(_ratio(np.trace(self.matrix), self.matrix.sum()))
+        return float(pixel_accuracies(self.tallies))
 
     @property
     def mean_accuracy(self) -> float:
         """Mean over classes of the share of their true pixels that are right."""
-        return _mean(_ratio(np.diag(self.matrix), self.matrix.sum(axis=1)))
+        right, true, _ = self.tallies
+        return float(present_mean(ratio(right, true)))
 
     @property
     def iou(self) -> np.ndarray:
         """Intersection over union, (num_classes,) float64, NaN for an absent class."""
-        hits = np.diag(self.matrix)
-        return _ratio(hits, self.matrix.sum(axis=0) + self.matrix.sum(axis=1) - hits)
+        return class_ious(self.tallies)
 
     @property
     def miou(self) -> float:
         """Mean IoU over the classes that are not absent."""
-        return _mean(self.iou)
+        return float(present_mean(self.iou))
 
     @property
     def fwiou(self) -> float:
         """Mean IoU weighted with how many true pixels a class has."""
         true = self.matrix.sum(axis=1)
-        return float(_ratio(np.nansum(true * self.iou), true.sum()))
+        return float(ratio(np.nansum(true * self.iou), true.sum()))
 
     @property
     def dice(self) -> float:
         """Mean Dice coefficient (F1 score) over the classes that are not absent."""
-        rows, columns = self.matrix.sum(axis=1), self.matrix.sum(axis=0)
-        return _mean(_ratio(2 * np.diag(self.matrix), rows + columns))
+        right, true, predicted = self.tallies
+        return float(present_mean(ratio(2 * right, true + predicted)))
 
     def result(self) -> dict[str, float | np.ndarray]:
         """Return every number by its name; `iou` is the array, the others are floats."""
@@ -128,6 +137,14 @@ class ConfusionMatrix:
             "dice": self.dice,
             "iou": self.iou,
         }
+
+    def table(self, classes: Sequence[str]) -> Table:
+        """Return every number that is not of a single class."""
+        table = Table("of the whole set", "")
+        for name, value in self.result().items():
+            if name != "iou":
+                table.add_row(name, f"{value:.4f}")
+        return table
 
     def _check(self, totals: np.ndarray, what: str, allowed: set[int]) -> None:
         found = [i for i in np.flatnonzero(totals) if i >= self.num_classes and i not in allowed]
@@ -167,11 +184,35 @@ def count_pairs(mask: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     return pairs.reshape(IDS, IDS)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def class_ious(tallies: np.ndarray) -> np.ndarray:
+    """Return the IoU of each class, (..., C) float64, NaN for a class neither true nor predicted.
+
+    Args:
+        tallies: right, true and predicted pixels of each class, (..., 3, C).
+
+    Example:
+        One of two true pixels of a class is found, and two others are taken for it: 1 / 4.
+
+        >>> class_ious(np.array([[1], [2], [3]]))
+        array([0.25])
+    """
+    right, true, predicted = np.moveaxis(tallies, -2, 0)
+    return ratio(right, true + predicted - right)
+
+
+def pixel_accuracies(tallies: np.ndarray) -> np.ndarray:
+    """Return the share of valid pixels that are right, (...), of `tallies` as in `class_ious`."""
+    right, true, _ = np.moveaxis(tallies, -2, 0).sum(axis=-1)
+    return ratio(right, true)
+
+
+def present_mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean along the last axis of what is not NaN; NaN where nothing is left."""
+    known = ~np.isnan(values)
+    return ratio(np.where(known, values, 0).sum(axis=-1), known.sum(axis=-1))
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole, float64; NaN where the whole is 0."""
     whole = np.asarray(whole, np.float64)
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-
-
-def _mean(values: np.ndarray) -> float:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if len(present) else float("nan")
