@@ -53,7 +53,12 @@ class Difference:
 
 
 def paired_difference(
-    first: np.ndarray, second: np.ndarray, *, draws: int = DRAWS, seed: int = 0
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    draws: int = DRAWS,
+    swaps: int = SWAPS,
+    seed: int = 0,
 ) -> Difference:
     """Compare two models on the same images.
 
@@ -65,6 +70,7 @@ def paired_difference(
         first: right, true and predicted pixels of each class in each image, (N, 3, C).
         second: the same of the second model, of the same images in the same order.
         draws: how many bootstrap samples.
+        swaps: how many ways of swapping are tried at most.
         seed: equal seeds give equal results.
 
     Raises:
@@ -84,7 +90,7 @@ def paired_difference(
     return Difference(
         miou=miou,
         interval=interval(moved, images=images),
-        p=permutation_p(first, second, seed=seed),
+        p=permutation_p(first, second, swaps=swaps, seed=seed),
         p_bootstrap=_other_side(moved),
         classes=ious[1] - ious[0],
         class_intervals=tuple(interval(one, images=images) for one in classes),
