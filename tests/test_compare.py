@@ -3,26 +3,36 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from street import write_street
+from street import SIZE, write_street
 from test_evaluate import Copy, Drawn
+from tiny import tiny_model
 
+from kseg import card as cards
+from kseg.card import ModelCard
 from kseg.cli import main
 from kseg.compare import compare
 from kseg.errors import UserError
 from kseg.evaluate import Evaluation, evaluate
 from kseg.metrics.paired import paired_difference
+from kseg.train import save_model
 
 
 class Many(Drawn):
-    """Forty images."""
+    """Forty images, each of its own size."""
 
     def length(self, split):
         return 40
+
+    def sample(self, split, index):
+        mask = np.random.default_rng(index).integers(0, 2, (12 + index, 20)).astype(np.uint8)
+        mask[index % 12] = 255
+        return np.repeat(mask[..., None], 3, axis=-1), mask
 
 
 class Wrong(Copy):
@@ -158,54 +168,76 @@ def told(capsys):
     return " ".join(capsys.readouterr().err.split())
 
 
-def test_runs_and_files_are_compared_and_results_of_evaluate(run_folder, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def nets(street, tmp_path_factory):
+    """Two tiny nets for the drawn street, as files that say so."""
+    folder = tmp_path_factory.mktemp("nets")
+    facts = ModelCard(
+        "tiny", {}, ("ground", "thing"), ((128, 64, 128), (220, 20, 60)), SIZE, f"folder:{street}"
+    )
+    for seed, name in enumerate("ab"):
+        save_model(folder / f"{name}.keras", tiny_model(SIZE, 2, seed), facts)
+    return [str(folder / f"{name}.keras") for name in "ab"]
+
+
+def test_model_files_and_results_of_evaluate_are_compared_alike(nets, tmp_path, capsys):
     out = tmp_path / "c.json"
-    words = [str(run_folder), str(run_folder / "last.keras")]
-    assert main(["compare", *words, "--json", str(out)]) == 0
+    assert main(["compare", *nets, "--json", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert f"A: {run_folder / 'best.keras'}" in shown
+    assert f"A: {nets[0]}\nB: {nets[1]}\n" in shown
     assert max(map(len, shown[: shown.index("A: ")].splitlines())) <= 80
-    for name, model in zip("ab", words, strict=True):
-        assert main(["evaluate", model, "--json", str(tmp_path / f"{name}.json")]) == 0
-    capsys.readouterr()
-    files = [str(tmp_path / f"{name}.json") for name in "ab"]
-    assert main(["compare", *files]) == 0
-    again = capsys.readouterr().out
-    # The last line is the verdict; the lines before it name the files.
-    assert again.splitlines()[-1] == shown.splitlines()[-1]
-    assert main(["compare", files[0], words[1]]) == 0  # one of each kind
-    assert capsys.readouterr().out.splitlines()[-1] == shown.splitlines()[-1]
     assert json.loads(out.read_text())["images"] == 2
+    files = [str(tmp_path / f"{name}.json") for name in "ab"]
+    for file, model in zip(files, nets, strict=True):
+        words = ["evaluate", model, "--metrics", "calibration", "sizes", "--json", file]
+        assert main(words) == 0
+        said = capsys.readouterr().out
+        assert said.index("ECE") < said.index("small objects") < said.index("mIoU")
+        assert set(json.loads(Path(file).read_text())["metrics"]) == {"calibration", "sizes"}
+    assert main(["compare", *files]) == 0
+    # The last line is the verdict; those before it name the files.
+    assert capsys.readouterr().out.splitlines()[-1] == shown.splitlines()[-1]
+    assert main(["compare", files[0], nets[1]]) == 0  # one of each kind
+    assert capsys.readouterr().out.splitlines()[-1] == shown.splitlines()[-1]
 
 
-def test_bad_input_is_named_in_a_sentence(run_folder, street, tmp_path, capsys):
+def test_files_that_cannot_be_compared_are_named(tmp_path, capsys):
     files = {name: str(tmp_path / f"{name}.json") for name in ("whole", "one", "old", "text")}
-    assert main(["evaluate", str(run_folder), "--json", files["whole"]]) == 0
-    assert main(["evaluate", str(run_folder), "--limit", "1", "--json", files["one"]]) == 0
-    capsys.readouterr()
+    of(0.1).save_json(Path(files["whole"]))
+    of(0.1, limit=1).save_json(Path(files["one"]))
     assert main(["compare", files["whole"], files["one"]]) == 2
-    assert f"{files['whole']} was evaluated on 2 images and {files['one']} on 1" in told(capsys)
+    assert f"{files['whole']} was evaluated on 40 images and {files['one']} on 1" in told(capsys)
     assert main(["compare", files["whole"], files["one"], "--limit", "1"]) == 2
     assert "leave --data and --limit out" in told(capsys)
-    record = json.loads((tmp_path / "whole.json").read_text())
+    record = json.loads(Path(files["whole"]).read_text())
     del record["per_image"]
-    (tmp_path / "old.json").write_text(json.dumps(record))
+    Path(files["old"]).write_text(json.dumps(record))
     assert main(["compare", files["old"], files["one"]]) == 2
-    assert "no counts of single images" in told(capsys)
-    (tmp_path / "text.json").write_text("# no")
+    assert f"{files['old']} has no counts of single images" in told(capsys)
+    Path(files["text"]).write_text("# no")
     assert main(["compare", files["one"], files["text"]]) == 2
     assert f"{files['text']} is no JSON" in told(capsys)
-    assert main(["compare", str(run_folder), str(tmp_path / "none")]) == 2
-    assert "there is no" in told(capsys)
     assert main(["compare", files["one"], str(tmp_path / "none.json")]) == 2
     assert "none.json" in told(capsys)
+
+
+def test_models_that_cannot_be_compared_are_named(nets, street, tmp_path, capsys):
+    assert main(["compare", nets[0], str(tmp_path / "none")]) == 2
+    assert f"there is no {tmp_path / 'none'}" in told(capsys)
     other = write_street(tmp_path / "other", val=3)
     table = (other / "classes.csv").read_text()
     (other / "classes.csv").write_text(table.replace("thing", "animal"))
-    assert main(["compare", *[str(run_folder)] * 2, "--data", f"folder:{other}"]) == 2
+    assert main(["compare", *nets, "--data", f"folder:{other}"]) == 2
     said = told(capsys)
-    assert "best.keras has the class 'thing' where folder has 'animal' (id 1)" in said
-    assert "Traceback" not in said
+    assert f"{nets[0]} has the class 'thing' where folder has 'animal' (id 1)" in said
+    facts = replace(cards.read(Path(nets[0])), dataset=f"folder:{other}")
+    save_model(tmp_path / "c.keras", tiny_model(SIZE, 2, 0), facts)
+    assert main(["compare", nets[0], str(tmp_path / "c.keras")]) == 2
+    said = told(capsys)
+    assert f"was trained on folder:{street} and {tmp_path / 'c.keras'} on folder:{other}" in said
+    assert "--data" in said
+    assert main(["evaluate", nets[0], "--metrics", "calibraton"]) == 2
+    assert "did you mean calibration?" in told(capsys)
 
 
 def test_damaged_results_are_refused(tmp_path, capsys):
@@ -221,14 +253,12 @@ def test_damaged_results_are_refused(tmp_path, capsys):
     assert "bad.json is damaged" in told(capsys)
 
 
-def test_masks_larger_than_memory_are_refused_by_their_header(
-    run_folder, tmp_path, capsys, monkeypatch
-):
+def test_masks_larger_than_memory_are_refused_by_their_header(nets, tmp_path, capsys, monkeypatch):
     data = write_street(tmp_path / "data")
     monkeypatch.setattr("kseg.data.pipeline.free_memory", lambda: 24 * 96 * 128)
-    assert main(["evaluate", str(run_folder), "--data", f"folder:{data}"]) == 0  # just fits
+    assert main(["evaluate", nets[0], "--data", f"folder:{data}"]) == 0  # just fits
     monkeypatch.setattr("kseg.data.pipeline.free_memory", lambda: 24 * 96 * 128 - 1)
-    assert main(["evaluate", str(run_folder), "--data", f"folder:{data}"]) == 2
+    assert main(["evaluate", nets[0], "--data", f"folder:{data}"]) == 2
     said = told(capsys)
     assert f"{data}/val/masks/0.png is 128 x 96 pixels, which take" in said
     # The header alone is read: of this file there is no more.
@@ -240,5 +270,5 @@ def test_masks_larger_than_memory_are_refused_by_their_header(
     )
     monkeypatch.undo()
     monkeypatch.setattr("kseg.data.pipeline.free_memory", lambda: 1 << 20)
-    assert main(["evaluate", str(run_folder), "--data", f"folder:{data}"]) == 2
+    assert main(["evaluate", nets[0], "--data", f"folder:{data}"]) == 2
     assert "is 60000 x 96 pixels" in told(capsys)

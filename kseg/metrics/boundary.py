@@ -27,9 +27,9 @@ def boundary_band(labels: np.ndarray, width: int, *, ignore_label: int | None = 
     window = 2 * width + 1
     highest, lowest = labels, labels
     if ignore_label is not None:
-        ignored = labels == ignore_label
-        highest = np.where(ignored, -1, labels).astype(np.int32)
-        lowest = np.where(ignored, np.iinfo(np.int32).max, labels).astype(np.int32)
+        ids = labels.astype(np.int32)
+        highest = np.where(ids == ignore_label, -1, ids)
+        lowest = np.where(ids == ignore_label, np.iinfo(np.int32).max, ids)
     return ndimage.maximum_filter(highest, window) > ndimage.minimum_filter(lowest, window)
 
 
