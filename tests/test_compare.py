@@ -192,7 +192,7 @@ def test_model_files_and_results_of_evaluate_are_compared_alike(nets, tmp_path, 
         words = ["evaluate", model, "--metrics", "calibration", "sizes", "--json", file]
         assert main(words) == 0
         said = capsys.readouterr().out
-        assert said.index("ECE") < said.index("small objects") < said.index("mIoU")
+        assert said.index("ECE") < said.index("share of the objects") < said.index("mIoU")
         assert set(json.loads(Path(file).read_text())["metrics"]) == {"calibration", "sizes"}
     assert main(["compare", *files]) == 0
     # The last line is the verdict; those before it name the files.

@@ -113,7 +113,7 @@ class Calibration:
     def table(self, classes: Sequence[str]) -> Table:
         """Return a row for each bin with pixels: a reliability diagram in figures."""
         found = self.result()
-        table = Table("confidence", "mean", "right", "pixels")
+        table = Table("confidence", "mean", "right", "pixels", title="calibration")
         for column in table.columns:
             column.justify = "right"
         edges, total = found["bins"]["edges"], max(1, self.pixels.sum())

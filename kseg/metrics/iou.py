@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import keras
 
 IDS = 256
+_BLOCK = 2**18  # pixels
 
 
 @METRICS.register("iou")
@@ -165,7 +166,7 @@ def _ids(values: np.ndarray | keras.KerasTensor, what: str) -> np.ndarray:
         raise ValueError(
             f"the {what} holds ids from {ids.min()} to {ids.max()}; ids are 0 to {IDS - 1}"
         )
-    return ids.astype(np.uint16).ravel()
+    return ids.astype(np.uint8, copy=False)
 
 
 def count_pairs(mask: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -178,9 +179,16 @@ def count_pairs(mask: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     # The code is label * 256 + prediction, not label * C + prediction: with room for every id,
     # ignored pixels need no masking pass, and a wrong id shows in a cell of its own instead of
     # being counted in another's. In NumPy, because bincount of keras.ops is slower on the CPU
-    # (500 against 150 MPix/s with TensorFlow, 40 with JAX) and the maps are small to fetch.
-    codes = mask.ravel() * np.uint16(IDS) + prediction.ravel()
-    pairs = np.bincount(codes, minlength=IDS * IDS)
+    # (500 against 150 MPix/s with TensorFlow, 40 with JAX) and the maps are small to fetch. In
+    # blocks, because bincount makes 8 bytes of each pixel: they stay in the cache, 1.2 to 1.8
+    # times as fast, and a map of any size takes 2 MiB.
+    mask, prediction = mask.ravel(), prediction.ravel()
+    pairs = np.zeros(IDS * IDS, np.int64)
+    for start in range(0, len(mask), _BLOCK):
+        codes = mask[start : start + _BLOCK].astype(np.uint16)
+        codes <<= 8
+        codes |= prediction[start : start + _BLOCK]
+        pairs += np.bincount(codes, minlength=IDS * IDS)
     return pairs.reshape(IDS, IDS)
 
 

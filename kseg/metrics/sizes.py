@@ -92,7 +92,9 @@ class Sizes:
     def table(self, classes: Sequence[str]) -> Table:
         """Return the share of objects found of each class and size, and how many there are."""
         found = self.result()
-        table = Table("found, of", *(f"{name} objects" for name in NAMES))
+        small, large = self.edges
+        names = (f"small, < {small} px", "medium", f"large, >= {large} px")
+        table = Table("class", *names, title="share of the objects that are half right, and more")
         for column in table.columns[1:]:
             column.justify = "right"
         rows = zip(classes, found["classes"]["recall"], self.objects, strict=True)
