@@ -16,6 +16,7 @@ from kseg import metrics
 from kseg.evaluate import plain
 from kseg.metrics import ConfusionMatrix
 from kseg.metrics.conventions import conventions
+from kseg.metrics.iou import count_pairs
 from kseg.registry import METRICS
 
 
@@ -162,6 +163,16 @@ def test_wrong_ids_raise_and_count_nothing(mask, prediction, message):
 def test_too_many_classes():
     with pytest.raises(ValueError, match="1 to 255 classes"):
         METRICS["iou"](256)
+
+
+@pytest.mark.parametrize("block", [1, 7, 10**6])
+def test_counts_do_not_depend_on_the_blocks_they_are_made_in(block, monkeypatch):
+    mask, prediction = drawn(4, 200, shape=(9, 11))
+    monkeypatch.setattr("kseg.metrics.iou._BLOCK", block)
+    expected = np.zeros((256, 256), int)
+    for pair in zip(mask.ravel(), prediction.ravel(), strict=True):
+        expected[pair] += 1
+    np.testing.assert_array_equal(count_pairs(mask, prediction), expected)
 
 
 def test_totals_are_int64():
