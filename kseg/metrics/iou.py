@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import keras
 
 IDS = 256
-_BLOCK = 2**18  # pixels
+_BLOCK = 2**16  # pixels
 
 
 @METRICS.register("iou")
@@ -173,23 +173,24 @@ def count_pairs(mask: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """Return how often each id of 0..255 in `mask` meets each in `prediction`: (256, 256) int64.
 
     Args:
-        mask: ids, any shape, uint8 or uint16.
+        mask: ids, any shape, uint8.
         prediction: ids, same shape.
     """
     # The code is label * 256 + prediction, not label * C + prediction: with room for every id,
     # ignored pixels need no masking pass, and a wrong id shows in a cell of its own instead of
     # being counted in another's. In NumPy, because bincount of keras.ops is slower on the CPU
     # (500 against 150 MPix/s with TensorFlow, 40 with JAX) and the maps are small to fetch. In
-    # blocks, because bincount makes 8 bytes of each pixel: they stay in the cache, 1.2 to 1.8
-    # times as fast, and a map of any size takes 2 MiB.
+    # blocks, because bincount makes 8 bytes of each pixel, which so stay in the cache; with
+    # labels moved on by one, so that 255 becomes 0 and the counts of few classes are few, too.
     mask, prediction = mask.ravel(), prediction.ravel()
     pairs = np.zeros(IDS * IDS, np.int64)
     for start in range(0, len(mask), _BLOCK):
-        codes = mask[start : start + _BLOCK].astype(np.uint16)
+        codes = (mask[start : start + _BLOCK] + np.uint8(1)).astype(np.uint16)
         codes <<= 8
         codes |= prediction[start : start + _BLOCK]
-        pairs += np.bincount(codes, minlength=IDS * IDS)
-    return pairs.reshape(IDS, IDS)
+        found = np.bincount(codes)
+        pairs[: len(found)] += found
+    return np.roll(pairs.reshape(IDS, IDS), -1, axis=0)
 
 
 def class_ious(tallies: np.ndarray) -> np.ndarray:
