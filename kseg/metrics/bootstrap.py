@@ -50,7 +50,7 @@ def intervals(tallies: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> Inte
 
     Source:
         B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile
-        interval); T. Hesterberg, arXiv:1411.5279, section 4.3 (widened for few images).
+        interval); T. Hesterberg, arXiv:1411.5279 (widened for few images).
     """
     images = len(tallies)
     if images < 2:

@@ -42,7 +42,7 @@ def conventions(tallies: np.ndarray, *, background: int | None = None) -> dict[s
     Source:
         M. Everingham et al., "The Pascal Visual Object Classes Challenge: A Retrospective", IJCV
         2015 (of the set); Z. Wang et al., "Revisiting Evaluation Metrics for Semantic
-        Segmentation", NeurIPS 2023, arXiv:2310.19252, section 3 (of images and of class means).
+        Segmentation", NeurIPS 2023, arXiv:2310.19252 (of images and of class means).
 
     Example:
         One image has a pixel of class 0, labelled 0; another has two of class 1, labelled 0 and 1.

@@ -78,7 +78,7 @@ def paired_difference(
 
     Source:
         B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 13 and 15;
-        P. Good, "Permutation Tests", 1994, chapter 3 (matched pairs).
+        P. Good, "Permutation Tests", 1994 (matched pairs).
     """
     if first.shape != second.shape or (first[:, 1] != second[:, 1]).any():
         raise ValueError("the two were not counted on the same images")

@@ -36,7 +36,7 @@ class Sizes:
 
     Source:
         T.-Y. Lin et al., "Microsoft COCO", arXiv:1405.0312, and cocodataset.org, detection
-        evaluation (the sizes); M. Cordts et al., arXiv:1604.01685, section 4.1 (why: IoU is biased
+        evaluation (the sizes); M. Cordts et al., arXiv:1604.01685 (why: IoU is biased
         toward large instances).
 
     Example:

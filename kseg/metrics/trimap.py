@@ -31,8 +31,8 @@ class Trimap:
 
     Source:
         P. Kohli, L. Ladicky, P. Torr, "Robust Higher Order Potentials for Enforcing Label
-        Consistency", IJCV 2009, section 6; P. Kraehenbuehl, V. Koltun, arXiv:1210.5644, figure 4;
-        L.-C. Chen et al., arXiv:1412.7062, figure 6 (mean IoU).
+        Consistency", IJCV 2009; P. Kraehenbuehl, V. Koltun, arXiv:1210.5644; L.-C. Chen et al.,
+        arXiv:1412.7062 (mean IoU).
 
     Example:
         A border that lies one pixel off. In the band of width 1 are two pixels, true 01, labelled
