@@ -18,6 +18,7 @@ from rich.table import Table
 from kseg.data.dataset import IGNORE_LABEL, Dataset, FileDataset
 from kseg.errors import UserError
 from kseg.files import write_text
+from kseg.machine import whole_memory
 from kseg.metrics import bootstrap, per_image
 from kseg.metrics.bootstrap import DRAWS, LEVEL, Interval, Intervals
 from kseg.metrics.conventions import conventions
@@ -86,10 +87,11 @@ class Evaluation:
         return conventions(self.per_image.tallies(), background=background)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all numbers as fractions 0..1; the IoU of an absent class is None.
+        """Return all numbers as fractions 0..1; None for what an absent class does not have.
 
-        Keys: see README. `per_image` holds the cells of each image's confusion matrix that are
-        not empty, as [true class, predicted class, pixels].
+        `intervals` are those of 95 %, `conventions` mean IoU by every convention's name,
+        `metrics` the results of those asked for. `per_image` holds the cells of each image's
+        confusion matrix that are not empty, as [true class, predicted class, pixels].
         """
         result = self.confusion.result()
         iou, intervals = plain(result["iou"]), asdict(self.intervals)
@@ -324,17 +326,16 @@ def _check_memory(dataset: Dataset, split: str, total: int) -> None:
     if not isinstance(dataset, FileDataset):
         return
     from kseg.data.doctor import read_header
-    from kseg.data.pipeline import free_memory
 
-    free = free_memory()
+    memory = whole_memory()
     for pair in dataset.pairs(split)[:total]:
         header = read_header(pair.mask)
         needed = BYTES_A_PIXEL * header.height * header.width
-        if needed > free:
+        if needed > memory:
             raise UserError(
                 f"{pair.mask} is {header.width} x {header.height} pixels, which take "
-                f"{needed / 1e9:.1f} GB to evaluate, and {free / 1e9:.1f} GB of memory are free; "
-                "cut it and its image into smaller ones"
+                f"{needed / 1e9:.1f} GB to evaluate, and there are {memory / 1e9:.1f} GB of "
+                "memory; cut it and its image into smaller ones"
             )
 
 

@@ -255,9 +255,9 @@ def test_damaged_results_are_refused(tmp_path, capsys):
 
 def test_masks_larger_than_memory_are_refused_by_their_header(nets, tmp_path, capsys, monkeypatch):
     data = write_street(tmp_path / "data")
-    monkeypatch.setattr("kseg.data.pipeline.free_memory", lambda: 24 * 96 * 128)
+    monkeypatch.setattr("kseg.evaluate.whole_memory", lambda: 24 * 96 * 128)
     assert main(["evaluate", nets[0], "--data", f"folder:{data}"]) == 0  # just fits
-    monkeypatch.setattr("kseg.data.pipeline.free_memory", lambda: 24 * 96 * 128 - 1)
+    monkeypatch.setattr("kseg.evaluate.whole_memory", lambda: 24 * 96 * 128 - 1)
     assert main(["evaluate", nets[0], "--data", f"folder:{data}"]) == 2
     said = told(capsys)
     assert f"{data}/val/masks/0.png is 128 x 96 pixels, which take" in said
@@ -268,7 +268,6 @@ def test_masks_larger_than_memory_are_refused_by_their_header(nets, tmp_path, ca
     mask.write_bytes(
         raw[:33].replace((128).to_bytes(4, "big"), (60_000).to_bytes(4, "big")) + raw[-12:]
     )
-    monkeypatch.undo()
-    monkeypatch.setattr("kseg.data.pipeline.free_memory", lambda: 1 << 20)
+    monkeypatch.setattr("kseg.evaluate.whole_memory", lambda: 1 << 20)
     assert main(["evaluate", nets[0], "--data", f"folder:{data}"]) == 2
     assert "is 60000 x 96 pixels" in told(capsys)

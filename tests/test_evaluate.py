@@ -7,8 +7,10 @@ import pytest
 from rich.console import Console
 
 from kseg.data.dataset import ArrayDataset
+from kseg.data.pipeline import free_memory
 from kseg.errors import UserError
 from kseg.evaluate import Evaluation, evaluate
+from kseg.machine import whole_memory
 from kseg.metrics import ConfusionMatrix
 from kseg.metrics.per_image import fingerprint
 from kseg.predict import predict_files
@@ -293,3 +295,7 @@ def test_evaluation_and_prediction_agree(tmp_path):
         confusion.update(mask, np.asarray(ids))
     assert confusion.miou == 1
     assert math.isnan(confusion.iou[2])
+
+
+def test_there_is_no_more_memory_free_than_there_is():
+    assert 0 < free_memory() <= whole_memory()
