@@ -149,6 +149,8 @@ class EvalConfig:
     """Size fed to the model, pixels. Default: the model's own."""
     limit: Count = None
     """Use only the first N images."""
+    metrics: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
+    """Measure these, too, in more time; `kseg metrics` lists them."""
     crf: Switch = False
     """Refine the labels by the dense CRF of DeepLab, at the image's own size."""
     crf_parameters: CrfParameters = None
@@ -159,26 +161,6 @@ class EvalConfig:
     """First find the CRF's parameters as DeepLab did: 155 CRFs an image, of 100 or --limit."""
     last: Switch = False
     """Take last.keras of the run instead of best.keras."""
-    metrics: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
-    """Measure these, too, in more time; `kseg metrics` lists them."""
-    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Write the result here, fractions of 1."""
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Tell whether one model is better than another on the same images."""
-
-    a: Annotated[Positional[Path], arg(metavar="A")]
-    """Run folder, model file, or what `kseg evaluate --json` wrote: compared with."""
-    b: Annotated[Positional[Path], arg(metavar="B")]
-    """The same of the model in question."""
-    data: Text = None
-    """Data set, NAME[:PATH]. Default: the one the models were trained on."""
-    split: str = "val"
-    """Which part of the data set."""
-    limit: Count = None
-    """Use only the first N images."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the result here, fractions of 1."""
 
@@ -203,6 +185,24 @@ class PredictConfig:
     """Label about N superpixels an image (SLIC) as wholes; before the CRF, if both are named."""
     last: Switch = False
     """Take last.keras of the run instead of best.keras."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Tell whether one model is better than another on the same images."""
+
+    a: Annotated[Positional[Path], arg(metavar="A")]
+    """Run folder, model file, or what `kseg evaluate --json` wrote: compared with."""
+    b: Annotated[Positional[Path], arg(metavar="B")]
+    """The same of the model in question."""
+    data: Text = None
+    """Data set, NAME[:PATH]. Default: the one the models were trained on."""
+    split: str = "val"
+    """Which part of the data set."""
+    limit: Count = None
+    """Use only the first N images."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the result here, fractions of 1."""
 
 
 @dataclass(frozen=True)
