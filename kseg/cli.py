@@ -126,19 +126,6 @@ def evaluate(config: c.EvalConfig) -> int:
     return 0
 
 
-def compare(config: c.CompareConfig) -> int:
-    """Measure two models on the same images and print what sets them apart."""
-    _check_json(config.json)
-    from kseg.compare import compare
-
-    result = compare(*_evaluations(config))
-    _show(result.table())
-    print(f"A: {result.first.file}\nB: {result.second.file}\n{result.sentence()}")
-    if config.json is not None:
-        result.save_json(config.json)
-    return 0
-
-
 def predict(config: c.PredictConfig) -> int:
     """Label images and say where the results are."""
     from kseg.predict import predict_files
@@ -151,6 +138,19 @@ def predict(config: c.PredictConfig) -> int:
     with counting("labelling") as on_image:
         written = predict_files(predictor, config.images, config.out, on_image=on_image)
     print(f"{len(written)} image{'s' if len(written) != 1 else ''} labelled: {config.out}")
+    return 0
+
+
+def compare(config: c.CompareConfig) -> int:
+    """Measure two models on the same images and print what sets them apart."""
+    _check_json(config.json)
+    from kseg.compare import compare
+
+    result = compare(*_evaluations(config))
+    _show(result.table())
+    print(f"A: {result.first.file}\nB: {result.second.file}\n{result.sentence()}")
+    if config.json is not None:
+        result.save_json(config.json)
     return 0
 
 
@@ -271,8 +271,8 @@ def weights(config: c.WeightsConfig) -> int:
 _COMMANDS: dict[type, tuple[str, Callable[[Any], int]]] = {
     c.TrainConfig: ("train", train),
     c.EvalConfig: ("evaluate", evaluate),
-    c.CompareConfig: ("compare", compare),
     c.PredictConfig: ("predict", predict),
+    c.CompareConfig: ("compare", compare),
     c.ExportConfig: ("export", export),
     c.InspectConfig: ("inspect", inspect_tflite),
     c.VerifyConfig: ("verify", verify),
