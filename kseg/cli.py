@@ -9,7 +9,8 @@ import logging
 import operator
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ from kseg.version import VERSION
 
 if TYPE_CHECKING:
     from kseg.data.dataset import Dataset
+    from kseg.evaluate import Evaluation
     from kseg.inference import Predictor
     from kseg.refinement import Refinement
 
@@ -93,8 +95,7 @@ def train(config: c.TrainConfig) -> int:
 
 def evaluate(config: c.EvalConfig) -> int:
     """Measure a model file and print the table."""
-    if config.json is not None and config.json.is_dir():
-        raise UserError(f"--json {config.json} is a folder; name the file to write")
+    _check_json(config.json)
     from kseg.quiet import load_tensorflow
 
     load_tensorflow()
@@ -111,9 +112,28 @@ def evaluate(config: c.EvalConfig) -> int:
         predictor = _with_best_crf(predictor, dataset, config)
     with counting("evaluating") as on_image:
         result = evaluate(
-            predictor, dataset, split=config.split, limit=config.limit, on_image=on_image
+            predictor,
+            dataset,
+            split=config.split,
+            limit=config.limit,
+            metrics=config.metrics,
+            on_image=on_image,
         )
+    for table in (*result.tables(), result.table()):
+        _show(table)
+    if config.json is not None:
+        result.save_json(config.json)
+    return 0
+
+
+def compare(config: c.CompareConfig) -> int:
+    """Measure two models on the same images and print what sets them apart."""
+    _check_json(config.json)
+    from kseg.compare import compare
+
+    result = compare(*_evaluations(config))
     _show(result.table())
+    print(f"A: {result.first.file}\nB: {result.second.file}\n{result.sentence()}")
     if config.json is not None:
         result.save_json(config.json)
     return 0
@@ -156,8 +176,7 @@ def verify(config: c.VerifyConfig) -> int:
 
 def inspect_tflite(config: c.InspectConfig) -> int:
     """Look at a `.tflite` file, time it and print what was found."""
-    if config.json is not None and config.json.is_dir():
-        raise UserError(f"--json {config.json} is a folder; name the file to write")
+    _check_json(config.json)
     from kseg.export.inspection import inspect_file
     from kseg.export.inspection_text import show
 
@@ -210,6 +229,13 @@ def losses(config: c.LossesConfig) -> int:
     return _list(LOSSES, config.name)
 
 
+def metrics(config: c.MetricsConfig) -> int:
+    """List the metrics, or show one."""
+    from kseg.registry import METRICS
+
+    return _list(METRICS, config.name)
+
+
 def datasets(config: c.DatasetsConfig) -> int:
     """List the data sets, or show how one is laid out."""
     from kseg.registry import DATASETS
@@ -245,6 +271,7 @@ def weights(config: c.WeightsConfig) -> int:
 _COMMANDS: dict[type, tuple[str, Callable[[Any], int]]] = {
     c.TrainConfig: ("train", train),
     c.EvalConfig: ("evaluate", evaluate),
+    c.CompareConfig: ("compare", compare),
     c.PredictConfig: ("predict", predict),
     c.ExportConfig: ("export", export),
     c.InspectConfig: ("inspect", inspect_tflite),
@@ -252,6 +279,7 @@ _COMMANDS: dict[type, tuple[str, Callable[[Any], int]]] = {
     c.ModelsConfig: ("models", models),
     c.BackbonesConfig: ("backbones", backbones),
     c.LossesConfig: ("losses", losses),
+    c.MetricsConfig: ("metrics", metrics),
     c.DatasetsConfig: ("datasets", datasets),
     c.WeightsConfig: ("weights", weights),
 }
@@ -345,6 +373,64 @@ def _with_best_crf(predictor: Predictor, dataset: Dataset, config: c.EvalConfig)
     best = found.best
     print(f"best: --crf-parameters {best.w1:g} {best.sigma_alpha:g} {best.sigma_beta:g}")
     return RefinedPredictor.of(predictor, [best])
+
+
+def _evaluations(config: c.CompareConfig) -> list[Evaluation]:
+    """Return the evaluations of both sides, made now or read from files."""
+    from kseg.evaluate import Evaluation
+
+    paths = (config.a, config.b)
+    read = {
+        path: replace(Evaluation.load_json(path), file=str(path))
+        for path in paths
+        if path.suffix == ".json"
+    }
+    models = [path for path in dict.fromkeys(paths) if path not in read]
+    if not models and (config.data or config.limit):
+        raise UserError("A and B were evaluated before; leave --data and --limit out beside them")
+    found = read | (_evaluated(models, config) if models else {})
+    return [found[path] for path in paths]
+
+
+def _evaluated(paths: Sequence[Path], config: c.CompareConfig) -> dict[Path, Evaluation]:
+    """Return the evaluations of model files, all on the same images."""
+    from kseg.quiet import load_tensorflow
+
+    load_tensorflow()
+    from kseg.data.dataset import open_dataset
+    from kseg.evaluate import check_classes, evaluate
+    from kseg.inference import load
+    from kseg.progress import counting
+
+    predictors = {path: load(path) for path in paths}
+    dataset = open_dataset(config.data or _same_data(predictors.values()))
+    for predictor in predictors.values():
+        check_classes(predictor, dataset)
+    found = {}
+    for path, predictor in predictors.items():
+        with counting(f"evaluating {path.name}") as on_image:
+            found[path] = evaluate(
+                predictor, dataset, split=config.split, limit=config.limit, on_image=on_image
+            )
+    return found
+
+
+def _same_data(predictors: Collection[Predictor]) -> str:
+    named = {predictor.card.dataset: predictor.path for predictor in predictors}
+    if "" in named:
+        raise UserError(f"{named['']} does not say what it was trained on; name it by --data")
+    if len(named) > 1:
+        (data, path), (other, other_path) = list(named.items())[:2]
+        raise UserError(
+            f"{path} was trained on {data} and {other_path} on {other}; name the images to "
+            "compare them on by --data"
+        )
+    return next(iter(named))
+
+
+def _check_json(path: Path | None) -> None:
+    if path is not None and path.is_dir():
+        raise UserError(f"--json {path} is a folder; name the file to write")
 
 
 def _newest() -> Path:

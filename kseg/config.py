@@ -159,6 +159,26 @@ class EvalConfig:
     """First find the CRF's parameters as DeepLab did: 155 CRFs an image, of 100 or --limit."""
     last: Switch = False
     """Take last.keras of the run instead of best.keras."""
+    metrics: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
+    """Measure these, too, in more time; `kseg metrics` lists them."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the result here, fractions of 1."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Tell whether one model is better than another on the same images."""
+
+    a: Annotated[Positional[Path], arg(metavar="A")]
+    """Run folder, model file, or what `kseg evaluate --json` wrote: compared with."""
+    b: Annotated[Positional[Path], arg(metavar="B")]
+    """The same of the model in question."""
+    data: Text = None
+    """Data set, NAME[:PATH]. Default: the one the models were trained on."""
+    split: str = "val"
+    """Which part of the data set."""
+    limit: Count = None
+    """Use only the first N images."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the result here, fractions of 1."""
 
@@ -294,6 +314,14 @@ class LossesConfig:
 
     name: Name = None
     """Show this one: what it is, its options, its source."""
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """List the metrics, or show what one measures."""
+
+    name: Name = None
+    """Show this one: what it measures, its formula, its source."""
 
 
 @dataclass(frozen=True)

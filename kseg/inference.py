@@ -133,6 +133,18 @@ class Predictor:
         pixels = _pixels(image)
         return resize.bilinear(self.forward(pixels), size or pixels.shape[:2])
 
+    def probabilities(
+        self, image: np.ndarray | Path | str, *, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Return the probabilities (h, w, C) float32 at the image's own size, or at `size`.
+
+        Raises:
+            Failure: if the file gives a class map.
+        """
+        from kseg.refinement import softmax
+
+        return softmax(self.logits(image, size=size))
+
     def forward(self, pixels: np.ndarray) -> np.ndarray:
         """Return what the file gives for an image uint8 (h, w, 3), at the file's own size."""
         return self.runtime.forward(feed(pixels, self.size))

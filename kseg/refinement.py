@@ -55,12 +55,18 @@ class RefinedPredictor(Predictor):
         self, image: np.ndarray | Path | str, *, size: tuple[int, int] | None = None
     ) -> np.ndarray:
         """Label an image, as `Predictor.predict`; refined at the size of the result."""
+        return best_classes(self.probabilities(image, size=size))
+
+    def probabilities(
+        self, image: np.ndarray | Path | str, *, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Return the refined probabilities, as `Predictor.probabilities`."""
         pixels = image if isinstance(image, np.ndarray) else read_image(image)
         probabilities = softmax(self.logits(pixels, size=size))
         pixels = feed(pixels, probabilities.shape[:2])
         for refinement in self.steps:
             probabilities = refinement.refine(probabilities, pixels)
-        return best_classes(probabilities)
+        return probabilities
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

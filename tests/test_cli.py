@@ -23,8 +23,9 @@ from kseg.registry import MODELS
 from kseg.train import _other_options
 
 COMMANDS = (
-    "train evaluate predict export verify inspect models backbones losses datasets weights".split()
-)
+    "train evaluate compare predict export verify inspect models backbones losses metrics datasets "
+    "weights"
+).split()
 
 
 def test_help_of_every_command_loads_neither_tensorflow_nor_keras():
