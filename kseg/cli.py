@@ -99,15 +99,11 @@ def evaluate(config: c.EvalConfig) -> int:
     from kseg.quiet import load_tensorflow
 
     load_tensorflow()
-    from kseg.data.dataset import open_dataset
     from kseg.evaluate import evaluate
     from kseg.progress import counting
 
     predictor = _opened(config.model or _newest(), config)
-    data = config.data or predictor.card.dataset
-    if not data:
-        raise UserError(f"{predictor.path} does not say what it was trained on; name it by --data")
-    dataset = open_dataset(data)
+    dataset = _dataset(config.data, predictor)
     if config.crf_search:
         predictor = _with_best_crf(predictor, dataset, config)
     with counting("evaluating") as on_image:
@@ -123,6 +119,30 @@ def evaluate(config: c.EvalConfig) -> int:
         _show(table)
     if config.json is not None:
         result.save_json(config.json)
+    return 0
+
+
+def report(config: c.ReportConfig) -> int:
+    """Evaluate a model, write the page and say where it is."""
+    from kseg.quiet import load_tensorflow
+
+    load_tensorflow()
+    from kseg.files import write_text
+    from kseg.inference import load
+    from kseg.progress import counting
+    from kseg.report import page_path, report
+    from kseg.runs import Run
+
+    path = config.model or _newest()
+    run, out = Run(path) if Run.is_run(path) else None, config.out or page_path(path)
+    predictor = load(path, last=config.last)
+    dataset = _dataset(config.data, predictor)
+    with counting("evaluating") as on_image:
+        found = report(
+            predictor, dataset, run=run, split=config.split, limit=config.limit, on_image=on_image
+        )
+    write_text(out, found)
+    print(f"report: {out}")
     return 0
 
 
@@ -271,6 +291,7 @@ def weights(config: c.WeightsConfig) -> int:
 _COMMANDS: dict[type, tuple[str, Callable[[Any], int]]] = {
     c.TrainConfig: ("train", train),
     c.EvalConfig: ("evaluate", evaluate),
+    c.ReportConfig: ("report", report),
     c.PredictConfig: ("predict", predict),
     c.CompareConfig: ("compare", compare),
     c.ExportConfig: ("export", export),
@@ -326,6 +347,16 @@ def _with_weights(words: list[str]) -> list[str]:
 def _any_command() -> Any:  # noqa: ANN401 - a union made at run time
     kinds = [Annotated[kind, subcommand(name)] for kind, (name, _) in _COMMANDS.items()]
     return functools.reduce(operator.or_, kinds)
+
+
+def _dataset(data: str | None, predictor: Predictor) -> Dataset:
+    """Open the data set that is named, or else the one that a model was trained on."""
+    from kseg.data.dataset import open_dataset
+
+    data = data or predictor.card.dataset
+    if not data:
+        raise UserError(f"{predictor.path} does not say what it was trained on; name it by --data")
+    return open_dataset(data)
 
 
 def _opened(path: Path, config: c.EvalConfig | c.PredictConfig) -> Predictor:

@@ -166,6 +166,24 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """Write one HTML page on a run: numbers, curves, classes, images, what to try next."""
+
+    model: Annotated[Positional[Path | None], arg(metavar="RUN|FILE", help_behavior_hint="")] = None
+    """Run folder, or a model file. Default: the newest run."""
+    data: Text = None
+    """Data set, NAME[:PATH]. Default: the one the model was trained on."""
+    split: str = "val"
+    """Which part of the data set."""
+    limit: Count = None
+    """Use only the first N images."""
+    last: Switch = False
+    """Take last.keras of the run instead of best.keras."""
+    out: Annotated[Path | None, arg(metavar="FILE.html", help_behavior_hint="")] = None
+    """Where the page goes. Default: RUN/report.html, or NAME-report.html beside the file."""
+
+
+@dataclass(frozen=True)
 class PredictConfig:
     """Label images: palette PNG masks and overlays with a legend."""
 

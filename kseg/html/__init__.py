@@ -7,10 +7,19 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from . import numbers
 
+
+def with_code(text: str) -> Markup:
+    """Return a sentence as HTML, with what stands between `backticks` as code."""
+    parts = enumerate(str(escape(text)).split("`"))
+    return Markup("".join(f"<code>{part}</code>" if n % 2 else part for n, part in parts))
+
+
 _FILTERS: dict[str, Callable[..., Any]] = {
+    "code": with_code,
     "count": numbers.count,
     "moment": numbers.moment,
     "ms": numbers.milliseconds,
