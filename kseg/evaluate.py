@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kseg.inference import Predictor
 
 BYTES_A_PIXEL = 24  # image, mask and labels, and what is between while they are made and counted
-_MADE_UP = re.compile(r"class \d+")
+_MADE_UP = re.compile(r"(class )?\d+")
 _BACKGROUNDS = ("background", "bg")
 SCALARS = ("miou", "pixel_accuracy", "mean_accuracy", "fwiou", "dice")
 
@@ -270,8 +270,8 @@ def _mean(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
 def check_classes(predictor: Predictor, dataset: Dataset) -> None:
     """Raise UserError unless a model's classes are those of a data set, as far as it tells them.
 
-    Names are compared without case and punctuation; "class 3", given where nothing is known, is
-    any class.
+    Names are compared without case and punctuation; "class 3" and "3", given where nothing is
+    known, are any class.
     """
     if not predictor.classes_known:
         return
