@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+from rich.markup import escape
+from rich.table import Table
 
+from kseg.config import option_text
 from kseg.errors import UserError
 from kseg.losses.weighted_sum import WeightedSum
 from kseg.options import convert, describe
@@ -85,6 +88,22 @@ def loss_options(name: str) -> dict[str, inspect.Parameter]:
     """Return what may follow the colon behind a loss, the annotations as types."""
     parameters = inspect.signature(LOSSES[name], eval_str=True).parameters
     return {option: one for option, one in parameters.items() if option not in GIVEN}
+
+
+def listed() -> Table:
+    """Return a table of all losses and their options; a star marks those with class weights."""
+    table = Table("loss", "what it is", "options", box=None)
+    for name in LOSSES:
+        defaults = {option: one.default for option, one in loss_options(name).items()}
+        star = " *" if takes_class_weights(name) else ""
+        texts = (f"{option}={_short(value)}" for option, value in defaults.items())
+        summary = inspect.getdoc(LOSSES[name]).splitlines()[0]
+        table.add_row(name + star, escape(summary), "\n".join(texts))
+    return table
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else option_text(value)
 
 
 def _term(part: str, text: str) -> Term:
