@@ -9,7 +9,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from kseg.losses.boundary_loss import boundaries
 from kseg.losses.cross_entropy import CrossEntropy
 from kseg.losses.distance_map import distance_map
 from kseg.registry import LOSSES
@@ -22,9 +21,9 @@ _REACH = 3.0  # in sigma; beyond it less than a ninetieth of `weight` is left
 class BoundaryCrossEntropy(CrossEntropy):
     """Cross entropy times 1 + weight * exp(-d^2 / (2 sigma^2)), d being the distance to a boundary.
 
-    Boundary are the two pixels on either side of a place where two classes meet; there d is 0. It
-    is exact up to 3 sigma (rounded up to a pixel), beyond which a pixel counts 1, as it does in an
-    image of one class. What lies behind an ignored pixel is not known, so no boundary is there.
+    On a pixel with a pixel of another class beside, above or below it d is 0. It is exact up to
+    3 sigma (rounded up to a pixel), beyond which a pixel counts 1, as it does in an image of one
+    class. What lies behind an ignored pixel is not known, so no boundary is there.
     Ignored pixels cost 0; who sums divides by the valid pixels. A class without a pixel adds
     nothing.
 
@@ -73,9 +72,9 @@ class BoundaryCrossEntropy(CrossEntropy):
     def call(self, y_true: keras.KerasTensor, y_pred: keras.KerasTensor) -> keras.KerasTensor:
         """Return the loss of every pixel; arguments and result as of `CrossEntropy.call`."""
         mask = ops.cast(y_true, "int32")
-        edges = boundaries(mask, width=2, ignore_label=self.ignore_label)
         radius = math.ceil(_REACH * self.sigma)
-        distance = distance_map(edges[..., None] > 0, radius + 1)[..., 0]
+        edges = _edges(ops.where(ops.equal(mask, self.ignore_label), -1, mask))
+        distance = distance_map(edges[..., None], radius + 1)[..., 0]
         near = ops.exp(-ops.square(distance) / (2.0 * self.sigma**2))
         factor = 1.0 + self.weight * ops.where(distance > radius, 0.0, near)
         return factor * super().call(y_true, y_pred)
@@ -83,3 +82,17 @@ class BoundaryCrossEntropy(CrossEntropy):
     def get_config(self) -> dict[str, Any]:
         """Return what `__init__` took, ready for JSON."""
         return {**super().get_config(), "weight": self.weight, "sigma": self.sigma}
+
+
+def _edges(label: keras.KerasTensor) -> keras.KerasTensor:
+    """Return which pixels have another class beside, above or below, (B, H, W) bool; -1 is none."""
+    right = _differ(label[:, :, 1:], label[:, :, :-1])
+    below = _differ(label[:, 1:], label[:, :-1])
+    found = [ops.pad(right, ((0, 0), (0, 0), side)) for side in ((1, 0), (0, 1))]
+    found += [ops.pad(below, ((0, 0), side, (0, 0))) for side in ((1, 0), (0, 1))]
+    return sum(found) > 0
+
+
+def _differ(one: keras.KerasTensor, other: keras.KerasTensor) -> keras.KerasTensor:
+    known = ops.logical_and(one >= 0, other >= 0)
+    return ops.cast(ops.logical_and(known, ops.not_equal(one, other)), "int32")

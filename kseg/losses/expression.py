@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kseg.config import option_text
 from kseg.errors import UserError
-from kseg.losses.weighted_sum import WeightedSum
+from kseg.losses.sum_of_losses import SumOfLosses
 from kseg.options import convert, describe
 from kseg.registry import LOSSES, nearest
 
@@ -67,7 +67,7 @@ def build_loss(text: str, *, class_weights: Sequence[float] | None = None) -> ke
         class_weights: one factor a class, for those terms that take them.
 
     Returns:
-        The loss itself where it is a single one of weight 1, else a `WeightedSum`.
+        The loss itself where it is a single one of weight 1, else a `SumOfLosses`.
 
     Raises:
         UserError: as `parse_loss`, or if a loss refuses the value of an option.
@@ -76,7 +76,7 @@ def build_loss(text: str, *, class_weights: Sequence[float] | None = None) -> ke
     losses = [_built(term, class_weights) for term in terms]
     if len(terms) == 1 and terms[0].weight == 1:
         return losses[0]
-    return WeightedSum(losses, [term.weight for term in terms])
+    return SumOfLosses(losses, [term.weight for term in terms])
 
 
 def takes_class_weights(name: str) -> bool:

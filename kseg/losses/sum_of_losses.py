@@ -12,7 +12,7 @@ from kseg.losses.parts import Part, parts_of, quotient
 
 
 @keras.saving.register_keras_serializable(package="kseg")
-class WeightedSum(keras.losses.Loss):
+class SumOfLosses(keras.losses.Loss):
     """Several losses of the same output, each times a weight; `--loss ce+0.5*dice` makes one.
 
     Every term keeps its own divisor: a term with a value a pixel is a mean over the valid pixels of
@@ -66,7 +66,7 @@ class WeightedSum(keras.losses.Loss):
         return {**super().get_config(), "losses": losses, "weights": list(self.weights)}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> WeightedSum:
+    def from_config(cls, config: dict[str, Any]) -> SumOfLosses:
         """Return the loss that `get_config` describes."""
         losses = [keras.saving.deserialize_keras_object(loss) for loss in config["losses"]]
         return cls(**{**config, "losses": losses})
