@@ -217,7 +217,7 @@ def losses(config: c.LossesConfig) -> int:
     _show(listed())
     print(
         f"a sum: --loss '{SYNTAX}'\n* takes --class-weights\n"
-        "the other heads of encnet and pidnet bring their own: SE-loss, boundary, boundary-aware"
+        "heads of encnet and pidnet bring their own: SE-loss, boundary, boundary-aware"
     )
     return 0
 

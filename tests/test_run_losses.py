@@ -125,9 +125,13 @@ def test_float16_logits_cost_what_float32_ones_do(name, options):
     assert float(total(loss, mask, half)) == float(total(loss, mask, half.astype("float32")))
 
 
-@pytest.mark.parametrize(("name", "options"), PLAIN)
-def test_xla_gives_the_same(name, options):
-    loss = LOSSES[name](**options)
+# A wider reach is the same program, longer.
+SMALL = {"boundary_ce": {"sigma": 1.0}, "boundary_distance": {"radius": 3}}
+
+
+@pytest.mark.parametrize("name", list(oracles.LOSSES))
+def test_xla_gives_the_same(name):
+    loss = LOSSES[name](**SMALL.get(name, {}))
     compiled = tf.function(lambda m, x: gradient_tensors(loss, m, x), jit_compile=True)
     drawn, logits = CASES["drawn"]
     for mask in (drawn, np.full_like(drawn, oracles.IGNORED)):

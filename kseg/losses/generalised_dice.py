@@ -12,7 +12,7 @@ from kseg.registry import LOSSES
 @LOSSES.register("generalised_dice")
 @keras.saving.register_keras_serializable(package="kseg")
 class GeneralisedDice(RegionLoss):
-    """One less a single Dice coefficient over all classes, weighed by their areas.
+    """One less a single Dice coefficient over all classes, small ones weighed up.
 
     With p_c the probabilities of a class, y_c its truth (0 or 1) and w_c = 1 / sum(y_c)^2, sums
     over the valid pixels of an image, an image costs

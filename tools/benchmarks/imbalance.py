@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.live import Live
+from rich.console import Console
 from rich.table import Table
 
 from kseg.config import TrainConfig
@@ -80,7 +80,7 @@ class RareScenes(Scenes):
 
 
 def benchmark_imbalance(options: Imbalance) -> int:
-    """Train, print a row a remedy as soon as it is known, and how long all took; 0."""
+    """Train, print what each remedy gives, then a table of all and how long they took; 0."""
     for name in options.remedies:
         if name not in REMEDIES:
             raise UserError(
@@ -92,15 +92,16 @@ def benchmark_imbalance(options: Imbalance) -> int:
         f"IoU on 80 scenes, one training each with the seeds 0 to {options.seeds - 1}; "
         f"{options.steps} steps of {options.batch_size} x {options.size[0]} x {options.size[1]}"
     )
-    with Live(table):
-        for name in options.remedies:
-            start = time.perf_counter()
-            found = [trained(name, seed, options) for seed in range(options.seeds)]
-            columns = [[one.confusion.iou[id_] for one in found] for id_ in RARE.values()]
-            columns.append([one.miou for one in found])
-            cells = [" ".join(f"{value:.3f}" for value in column) for column in columns]
-            table.add_row(name, *cells, f"{(time.perf_counter() - start) / 60:.1f}")
-    print(f"{(time.perf_counter() - begun) / 60:.0f} minutes in all")
+    for name in options.remedies:
+        start = time.perf_counter()
+        found = [trained(name, seed, options) for seed in range(options.seeds)]
+        columns = [[one.confusion.iou[id_] for one in found] for id_ in RARE.values()]
+        columns.append([one.miou for one in found])
+        cells = [" ".join(f"{value:.3f}" for value in column) for column in columns]
+        table.add_row(name, *cells, f"{(time.perf_counter() - start) / 60:.1f}")
+        print(name, dict(zip((*RARE, "mIoU"), cells, strict=True)), flush=True)
+    Console().print(table)
+    print(f"{(time.perf_counter() - begun) / 60:.1f} minutes in all")
     return 0
 
 
