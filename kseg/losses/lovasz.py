@@ -71,16 +71,17 @@ class Lovasz(RegionLoss):
         """Return the loss of each class in each image, (B, C); see `RegionLoss`."""
         # Ignored pixels have the error 0, are sorted last, and weigh nothing.
         errors = ops.where(truth > 0, 1.0 - probabilities, probabilities)
-        order = ops.argsort(ops.stop_gradient(-errors), axis=1)
-        steps = _jaccard_steps(ops.take_along_axis(truth, order, axis=1))
-        return ops.sum(ops.take_along_axis(errors, order, axis=1) * steps, axis=1)
+        errors, truth = ops.swapaxes(errors, 1, 2), ops.swapaxes(truth, 1, 2)
+        order = ops.argsort(ops.stop_gradient(-errors), axis=-1)
+        steps = _jaccard_steps(ops.take_along_axis(truth, order, axis=-1))
+        return ops.sum(ops.take_along_axis(errors, order, axis=-1) * steps, axis=-1)
 
 
 def _jaccard_steps(truth: keras.KerasTensor) -> keras.KerasTensor:
-    """Return by how much one less the IoU grows with each further wrong pixel, (B, N, C)."""
-    total = ops.sum(truth, axis=1, keepdims=True)
-    intersection = total - ops.cumsum(truth, axis=1)
-    union = total + ops.cumsum(1.0 - truth, axis=1)
+    """Return by how much one less the IoU grows with each further wrong pixel, (B, C, N)."""
+    total = ops.sum(truth, axis=-1, keepdims=True)
+    intersection = total - ops.cumsum(truth, axis=-1)
+    union = total + ops.cumsum(1.0 - truth, axis=-1)
     # The differences of J themselves would lose their digits where there are many pixels. A true
     # pixel leaves the intersection, any other enters the union.
     entered = intersection / (union * ops.maximum(union - 1.0, 1.0))
