@@ -7,7 +7,7 @@ import zoo
 from keras import ops
 
 from kseg.models import build, trainable_parameters
-from kseg.models.attention_to_scale import SumOfLosses
+from kseg.models.attention_to_scale import WeightedSum
 
 NARROW = {"fc_channels": 8}
 
@@ -195,7 +195,7 @@ def test_attention_of_equal_inputs_is_the_average():
 def test_weighted_sum_by_hand():
     first, second = np.float32([[1, 2], [3, 4]]), np.float32([[10, 20], [30, 40]])
     weights = np.float32([[1, 0], [0.25, 0.5]])
-    summed = SumOfLosses()([x[None, None] for x in (first, second, weights)])
+    summed = WeightedSum()([x[None, None] for x in (first, second, weights)])
     # 1 and 2 alone; then 0.25 * 3 + 0.5 * 30 and 0.25 * 4 + 0.5 * 40.
     np.testing.assert_allclose(summed[0, 0], [[1, 2], [15.75, 21]])
 
