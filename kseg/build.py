@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import keras
 
 from kseg.errors import UserError
+from kseg.options import convert, describe
 from kseg.registry import MODELS, nearest
 
 
@@ -41,7 +41,7 @@ def build(
         choices = typing.get_args(annotation)
         if typing.get_origin(annotation) is typing.Literal and value not in choices:
             raise UserError(
-                f"option {option} of {name} is {value!r}; it must be {_describe(annotation)}"
+                f"option {option} of {name} is {value!r}; it must be {describe(annotation)}"
             )
     try:
         return MODELS[name](tuple(input_shape), num_classes, **options)
@@ -95,10 +95,10 @@ def parse_options(name: str, texts: Mapping[str, str]) -> dict[str, Any]:
     for option, text in texts.items():
         annotation = _parameter(name, option).annotation
         try:
-            values[option] = _convert(text.strip(), annotation)
+            values[option] = convert(text.strip(), annotation)
         except ValueError as error:
             raise UserError(
-                f"option {option} of {name} is {text!r}; it must be {_describe(annotation)}"
+                f"option {option} of {name} is {text!r}; it must be {describe(annotation)}"
             ) from error
     return values
 
@@ -136,60 +136,3 @@ def _parameter(name: str, option: str) -> inspect.Parameter:
             f"(it has: {', '.join(parameters)})"
         )
     return parameters[option]
-
-
-def _convert(text: str, annotation: Any) -> Any:  # noqa: ANN401 (any type a builder may declare)
-    """Raise ValueError where `text` is none of `annotation`."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (types.UnionType, typing.Union):
-        return _convert_union(text, arguments)
-    if origin is typing.Literal:
-        return {str(choice): choice for choice in arguments}[_known(text, arguments)]
-    if origin is tuple:
-        return _convert_tuple(text, arguments)
-    if annotation is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        return words[_known(text.lower(), words)]
-    return annotation(text)
-
-
-def _known(text: str, choices: typing.Iterable[object]) -> str:
-    if text not in {str(choice) for choice in choices}:
-        raise ValueError(text)
-    return text
-
-
-def _convert_union(text: str, members: tuple[Any, ...]) -> object:
-    if type(None) in members and text.lower() == "none":
-        return None
-    for member in members:
-        if member is type(None):
-            continue
-        try:
-            return _convert(text, member)
-        except ValueError:
-            continue
-    raise ValueError(text)
-
-
-def _convert_tuple(text: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    parts = [part.strip() for part in text.strip("()").split(",") if part.strip()]
-    if arguments[-1] is Ellipsis:
-        return tuple(_convert(part, arguments[0]) for part in parts)
-    if len(parts) != len(arguments):
-        raise ValueError(text)
-    return tuple(_convert(part, kind) for part, kind in zip(parts, arguments, strict=True))
-
-
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def _describe(annotation: Any) -> str:  # noqa: ANN401
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(str(choice) for choice in arguments)
-    if origin is tuple:
-        return f"written with commas, each {_describe(arguments[0])}"
-    if arguments:
-        return " or ".join(_describe(member) for member in arguments)
-    return "none" if annotation is type(None) else _WORDS[annotation]

@@ -246,7 +246,19 @@ def losses(config: c.LossesConfig) -> int:
     from kseg.registry import LOSSES
 
     load_tensorflow()
-    return _list(LOSSES, config.name)
+    from kseg.losses.expression import GIVEN, SYNTAX, listed
+    from kseg.page import page
+
+    if config.name is not None:
+        how = f"options, as in --loss {config.name}:OPTION=VALUE"
+        Console().print(page(LOSSES[config.name], options=how, without=GIVEN))
+        return 0
+    _show(listed())
+    print(
+        f"a sum: --loss '{SYNTAX}'\n* takes --class-weights\n"
+        "heads of encnet and pidnet bring their own: SE-loss, boundary, boundary-aware"
+    )
+    return 0
 
 
 def metrics(config: c.MetricsConfig) -> int:

@@ -40,6 +40,7 @@ CrfParameters = Annotated[
     tuple[float, float, float] | None,
     arg(metavar="W1 SIGMA_ALPHA SIGMA_BETA", help_behavior_hint=""),
 ]
+WEIGHTINGS = "none|inverse|median|effective[:BETA]|sqrt|enet|FILE"
 Quantization = Literal["float16", "dynamic", "int8", "int16x8", "qat"]
 Input = Literal["uint8", "float"]
 Output = Literal["classes", "logits", "probabilities"]
@@ -81,9 +82,15 @@ class TrainConfig:
     ema: float = 0.99
     """Decay of the averaged weights that are evaluated and kept; 0 turns averaging off."""
     loss: str = "ce"
-    """Loss; `kseg losses` lists them."""
-    class_weights: Annotated[str, arg(metavar="none|median|sqrt|enet|FILE")] = "sqrt"
-    """Weight of each class in the loss, from the training masks or a file of name,weight."""
+    """Loss, or a sum as 'ce+0.5*dice:smoothing=1'; `kseg losses` lists them and their options."""
+    class_weights: Annotated[str, arg(metavar=WEIGHTINGS)] = "sqrt"
+    """Weight of each class in the losses that take it, from the masks or a file of name,weight."""
+    logit_adjustment: float = 0.0
+    """Train on logits plus this times ln(share of the class), for rare classes; 1 is usual."""
+    repeat_rare: float = 0.0
+    """Repeat images with classes that fewer than this share of the images hold, 0..1."""
+    rare_crops: float = 0.0
+    """Share of the windows that are cut around a rare class of the image, 0..1."""
     scale: Annotated[tuple[float, float], arg(metavar="MIN MAX")] = (0.5, 2.0)
     """Random scale of the window, relative to the image's own pixels."""
     jitter: float = 1.0

@@ -7,13 +7,14 @@ the global batch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg.losses.cross_entropy import valid_pixels
+from kseg.losses.parts import parts_of, quotient
 from kseg.training_copy import training_copy
 
 
@@ -44,7 +45,8 @@ class Engine:
             model: outputs {"logits": (B, H, W, C), ...}, all float32.
             optimizer: any Keras optimiser.
             losses: for each output that counts, its loss and weight. A loss answers with a value
-                a pixel (B, H, W), 0 where ignored, or a value an image (B,).
+                a pixel (B, H, W), 0 where ignored, or a value an image (B,), or it says itself what
+                it is divided by; see `kseg.losses.parts`.
             ema: decay of the averaged weights; 0 for none.
             jit: compile with XLA.
             sync_bn: normalise by the batch of all replicas; without it each has its own statistics,
@@ -126,15 +128,14 @@ class Engine:
         return loss
 
     def _loss(self, outputs: Mapping[str, tf.Tensor], mask: tf.Tensor) -> tf.Tensor:
-        pixels = _global_sum(valid_pixels(mask))
-        images = _global_sum(tf.cast(tf.shape(mask)[0], tf.float32))
         total = tf.constant(0.0)
         for name, (loss, weight) in self._losses.items():
             # A chain of cheap operations at full resolution: XLA makes one pass of it, in less
             # than half of the time on CPUs too.
-            values = tf.function(loss.call, jit_compile=True)(mask, outputs[name])
-            count = pixels if len(values.shape) == 3 else images
-            total += weight * tf.reduce_sum(values) / tf.maximum(count, 1.0)
+            parts = tf.function(functools.partial(parts_of, loss), jit_compile=True)
+            for part in parts(mask, outputs[name]):
+                divisor = _global_sum(part.divisor)
+                total += weight * part.weight * quotient(tf.reduce_sum(part.values), divisor)
         return total
 
     def _average_weights(self) -> None:

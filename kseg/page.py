@@ -6,7 +6,7 @@ import inspect
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -21,16 +21,17 @@ _GIVEN = ("input_shape", "num_classes", "image", "self", "kwargs")
 _SECTIONS = ("Args", "Returns", "Raises", "Source", "Differs", "Example", "Attributes")
 
 
-def page(item: Callable[..., Any], *, options: str) -> Group:
+def page(item: Callable[..., Any], *, options: str, without: Collection[str] = ()) -> Group:
     """Return a builder's or class's docstring, its arguments as a table, as wide as the terminal.
 
     Args:
         item: any registered function or class with a Google-style docstring.
         options: title of the table, for example "options, by -o NAME=VALUE".
+        without: arguments to leave out.
     """
     head, sections = _parsed(_docstring(item))
     parts: list[RenderableType] = [Text(paragraph + "\n") for paragraph in _paragraphs(head)]
-    rows = list(_rows(item, _arguments(item, sections)))
+    rows = [row for row in _rows(item, _arguments(item, sections)) if row[0] not in without]
     if rows:
         parts += [Text(options, style="bold"), _table(rows)]
     for title in ("Returns", "Raises", "Source", "Differs", "Example"):

@@ -12,6 +12,7 @@ from kseg.config import TrainConfig
 from kseg.data.dataset import Dataset, FileDataset
 from kseg.data.doctor import most_frequent_size
 from kseg.errors import UserError
+from kseg.losses.expression import build_loss, parse_loss, takes_class_weights
 from kseg.registry import LOSSES, MODELS
 from kseg.runs import new_folder
 
@@ -31,7 +32,7 @@ def check(config: TrainConfig) -> None:
     if config.quantize_aware:
         _check_quantize_aware(config)
     models.parse_options(config.model, option_texts(config))
-    LOSSES.entry(config.loss)
+    _check_loss(config)
 
 
 def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
@@ -69,6 +70,9 @@ def _check_ranges(config: TrainConfig) -> None:
         "--weight-decay must not be negative": config.weight_decay >= 0,
         "--scale takes MIN MAX, 0 < MIN <= MAX": 0 < low <= high,
         "--jitter must lie in 0..3": 0 <= config.jitter <= 3,
+        "--logit-adjustment must lie in 0..10": 0 <= config.logit_adjustment <= 10,
+        "--repeat-rare must lie in 0..1": 0 <= config.repeat_rare <= 1,
+        "--rare-crops must lie in 0..1": 0 <= config.rare_crops <= 1,
         "--seed must not be negative": config.seed >= 0,
         "--warmup must not be negative": config.warmup is None or config.warmup >= 0,
         "--epochs must be a finite number": config.epochs is None or math.isfinite(config.epochs),
@@ -81,6 +85,17 @@ def _check_ranges(config: TrainConfig) -> None:
     for message, fine in checks.items():
         if not fine:
             raise UserError(message)
+
+
+def _check_loss(config: TrainConfig) -> None:
+    build_loss(config.loss)
+    taken = any(takes_class_weights(term.name) for term in parse_loss(config.loss))
+    if not taken and config.class_weights not in ("none", TrainConfig.class_weights):
+        takers = ", ".join(name for name in LOSSES if takes_class_weights(name))
+        raise UserError(
+            f"--class-weights {config.class_weights}: nothing in --loss {config.loss} takes class "
+            f"weights ({takers} do); leave it out, or add one of these"
+        )
 
 
 def _check_quantize_aware(config: TrainConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import math
@@ -21,16 +22,19 @@ from kseg.data.augment import Augmentation
 from kseg.data.dataset import Dataset, open_dataset
 from kseg.data.doctor import check_dataset
 from kseg.data.pipeline import name_the_file, read_masks, training_batches
+from kseg.data.rare import RareSampling, rarity, repeat_factors
 from kseg.engine import Engine
 from kseg.errors import UserError
 from kseg.evaluate import Evaluation, evaluate
 from kseg.files import clear_leftovers, replacing
 from kseg.inference import Predictor, load, run_model
-from kseg.losses.class_weights import weights_for
+from kseg.losses.class_weights import PixelCounts, count_pixels, weights_for
+from kseg.losses.expression import build_loss, parse_loss, takes_class_weights
+from kseg.losses.logit_adjustment import LogitAdjusted
 from kseg.optimizers import make_optimizer
 from kseg.progress import Display, Pace
 from kseg.quantization import quantization_aware
-from kseg.registry import LOSSES, MODELS
+from kseg.registry import MODELS
 from kseg.resolve import backbone_weights, check, option_texts, resolve
 from kseg.runs import STEP_COLUMNS, MetricsFile, Run
 from kseg.summaries import summarise, summarise_pictures, write_preview
@@ -160,9 +164,10 @@ class _Training:
         self.config = config
         self.dataset = dataset
         self.strategy = strategy
+        self.counts = _counting(dataset)
         _check_shares(config, strategy)
         with strategy.scope():
-            self.engine = _engine(config, dataset, strategy, fresh=fresh)
+            self.engine = _engine(config, dataset, strategy, counts=self.counts, fresh=fresh)
         with dtype_policy("float32"):
             self.served = _served_model(config, dataset, config.eval_size)
         self.card = _card(config, dataset)
@@ -262,6 +267,18 @@ class _Training:
             start_step=self.engine.finished,
             steps=config.steps,
             augmentation=_augmentation(config),
+            sampling=self._sampling(),
+        )
+
+    def _sampling(self) -> RareSampling:
+        """Return how often images are used and where they are cut; counts only where it matters."""
+        config = self.config
+        return RareSampling(
+            repeats=repeat_factors(self.counts().per_image > 0, config.repeat_rare)
+            if config.repeat_rare
+            else None,
+            crops=config.rare_crops,
+            rarity=rarity(self.counts().pixels) if config.rare_crops else None,
         )
 
     def _check_loss(self, loss: float) -> None:
@@ -360,8 +377,18 @@ def _check_shares(config: TrainConfig, strategy: tf.distribute.Strategy) -> None
         )
 
 
+def _counting(dataset: Dataset) -> Callable[[], PixelCounts]:
+    """Return what counts the pixels of the training masks, at its first call only."""
+    return functools.cache(lambda: count_pixels(read_masks(dataset, "train"), len(dataset.classes)))
+
+
 def _engine(
-    config: TrainConfig, dataset: Dataset, strategy: tf.distribute.Strategy, *, fresh: bool
+    config: TrainConfig,
+    dataset: Dataset,
+    strategy: tf.distribute.Strategy,
+    *,
+    counts: Callable[[], PixelCounts],
+    fresh: bool,
 ) -> Engine:
     with dtype_policy(config.precision):
         model = build_model(config, dataset, config.size, pretrained=fresh)
@@ -378,7 +405,7 @@ def _engine(
     return Engine(
         model,
         optimizer=make_optimizer(config, heads=heads),
-        losses=_losses(config, model, dataset),
+        losses=_losses(config, model, dataset, counts),
         ema=config.ema,
         jit=config.jit,
         sync_bn=config.sync_bn,
@@ -443,12 +470,14 @@ def _other_options(path: Path, config: TrainConfig) -> dict[str, tuple[object, o
 
 
 def _losses(
-    config: TrainConfig, model: keras.Model, dataset: Dataset
+    config: TrainConfig, model: keras.Model, dataset: Dataset, counts: Callable[[], PixelCounts]
 ) -> dict[str, tuple[keras.losses.Loss, float]]:
-    weights = weights_for(
-        config.class_weights, dataset.classes, lambda: read_masks(dataset, "train")
-    )
-    main = LOSSES[config.loss](class_weights=weights)
+    weights = None
+    if any(takes_class_weights(term.name) for term in parse_loss(config.loss)):
+        weights = weights_for(config.class_weights, dataset.classes, counts)
+    main = build_loss(config.loss, class_weights=weights)
+    if config.logit_adjustment:
+        main = LogitAdjusted(main, counts().prior, config.logit_adjustment)
     if config.quantize_aware:
         return {"logits": (main, 1.0)}
     return MODELS.entry(config.model).losses(main, model.output)

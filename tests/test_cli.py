@@ -62,6 +62,8 @@ def test_version(capsys):
         (["-o", "widths"], "expected NAME=VALUE"),
         (["-o", "widths=a,b"], "widths"),
         (["--loss", "cee"], "did you mean ce"),
+        (["--loss", "ce+0.5*dise"], "did you mean dice"),
+        (["--loss", "ce+tversky:alfa=1"], "did you mean alpha"),
         (["--data", "scene"], "did you mean scenes"),
         (["--data", "folder:/nowhere"], "/nowhere"),
         (["--size", "100", "128"], "multiples of 32"),

@@ -7,6 +7,7 @@ import tyro
 from kseg.errors import Failure, UserError
 from tools.benchmarks.crf import Crf, benchmark_crf
 from tools.benchmarks.export import Export, benchmark_export
+from tools.benchmarks.imbalance import Imbalance, benchmark_imbalance
 from tools.benchmarks.input import Input, benchmark_input
 from tools.benchmarks.memory import Memory, benchmark_memory
 from tools.benchmarks.metrics import Metrics, benchmark_metrics
@@ -21,6 +22,7 @@ PARTS = {
     Train: benchmark_train,
     Export: benchmark_export,
     Quantize: benchmark_quantize,
+    Imbalance: benchmark_imbalance,
 }
 
 

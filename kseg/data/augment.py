@@ -137,8 +137,7 @@ def choose_window(
         y: position of the window from 0 (first possible) to 1 (last).
         x: the same from left to right.
     """
-    size = tf.constant(size, tf.int32)
-    covered = tf.maximum(1, _round(tf.cast(size, tf.float32) / scale))
+    covered, size = window_extent(size, scale), tf.constant(size, tf.int32)
     slack = shape - covered
     room = tf.cast(tf.abs(slack) + 1, tf.float32)
     shift = tf.minimum(tf.cast(tf.stack([y, x]) * room, tf.int32), tf.abs(slack))
@@ -148,6 +147,11 @@ def choose_window(
     before = tf.minimum(_round(tf.cast(start - first, tf.float32) * factor), size - 1)
     after = tf.minimum(_round(tf.cast(end - first, tf.float32) * factor), size)
     return Window(start, end - start, before, tf.maximum(1, after - before))
+
+
+def window_extent(size: tuple[int, int], scale: tf.Tensor) -> tf.Tensor:
+    """Return how many source pixels, (height, width), a sample of `size` covers at a scale."""
+    return tf.maximum(1, _round(tf.constant(size, tf.float32) / scale))
 
 
 def cut(window: Window) -> Step:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from kseg.data import doctor
 from kseg.data.augment import Augmentation, augment, draw, relabel
 from kseg.data.dataset import UNKNOWN_ID, ArrayDataset, Dataset, FileDataset, Pair
+from kseg.data.rare import RareSampling, aimed, repeated
 from kseg.errors import UserError
 
 Source = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -36,6 +37,7 @@ def training_batches(
     start_step: int = 0,
     steps: int,
     augmentation: Augmentation | None = None,
+    sampling: RareSampling | None = None,
     cache: bool | None = None,
 ) -> tf.data.Dataset:
     """Return the batches of a training from one step to its end.
@@ -53,6 +55,7 @@ def training_batches(
         start_step: first step to make a batch for.
         steps: number of steps of the whole training, so the last batch is that of steps - 1.
         augmentation: how samples are varied; None for the defaults.
+        sampling: how rare classes are favoured; None for not at all.
         cache: keep decoded files in memory; None to do so if each is used more than once and all
             fit into half of the memory there is.
 
@@ -63,15 +66,21 @@ def training_batches(
         UserError: if the data set has no such split. What is wrong in a file met on the way is
             raised by the iterator: see `name_the_file`.
     """
-    augmentation = augmentation or Augmentation()
+    augmentation, sampling = augmentation or Augmentation(), sampling or RareSampling()
     count = dataset.length(split)
     if cache is None:
         cache = steps * batch_size > count and fits_in_memory(dataset, split)
     source = cached(dataset, split) if cache else uncached(dataset, split)
 
     def sample(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image, mask = source(shuffled(number, count=count, seed=seed))
+        if sampling.repeats is None:
+            index = shuffled(number, count=count, seed=seed)
+        else:
+            index = repeated(number, repeats=sampling.repeats, seed=seed)
+        image, mask = source(index)
         draws = draw(augmentation, seed=seed, number=number)
+        if sampling.crops:
+            draws = aimed(draws, mask, size, sampling=sampling, seed=seed, number=number)
         image, mask = augment(augmentation, size, draws)(image, mask)
         return image, tf.cast(mask, tf.int32)
 

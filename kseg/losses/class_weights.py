@@ -1,11 +1,13 @@
 """Class weights against imbalance: from the pixels of a data set, or from a file.
 
-With p the share of a class among all valid pixels and f its share among the pixels of the
-images that contain it, the weights are
+With n the pixels of a class, p their share among all valid pixels and f their share among the
+pixels of the images that contain the class, the weights are
 
-    median   median(f) / f        rare classes count as much as common ones
-    sqrt     1 / sqrt(p)          half of that way: the usual choice for small nets
-    enet     1 / ln(1.02 + p)     bounded by 50.5, however rare a class is
+    inverse    1 / p                      every class counts the same in all
+    median     median(f) / f              the same among the images that hold it
+    effective  (1 - B) / (1 - B^n)        as inverse, but common classes stay alike
+    sqrt       1 / sqrt(p)                half of that way: the usual choice for small nets
+    enet       1 / ln(1.02 + p)           bounded by 50.5, however rare a class is
 
 each scaled so that the mean weight of a pixel, sum(p * w), is 1: a run then keeps its learning
 rate when the weighting changes. A class without a pixel gets the weight 1, which nothing uses.
@@ -31,12 +33,31 @@ class PixelCounts:
     """How often each class occurs in a data set.
 
     Attributes:
-        pixels: (num_classes,) int64, pixels of each class.
-        image_pixels: (num_classes,) int64, valid pixels of the images that contain the class.
+        per_image: (images, num_classes) int64, pixels of each class in each image.
     """
 
-    pixels: np.ndarray
-    image_pixels: np.ndarray
+    per_image: np.ndarray
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Pixels of each class, (num_classes,) int64."""
+        return self.per_image.sum(axis=0)
+
+    @property
+    def image_pixels(self) -> np.ndarray:
+        """Valid pixels of the images that contain each class, (num_classes,) int64."""
+        return self.per_image.sum(axis=1) @ (self.per_image > 0)
+
+    @property
+    def share(self) -> np.ndarray:
+        """Share of each class among all valid pixels, (num_classes,) float64, sum 1 or 0."""
+        return self.pixels / max(1, self.pixels.sum())
+
+    @property
+    def prior(self) -> np.ndarray:
+        """The same for a logarithm: a class without a pixel counts as one with a single one."""
+        pixels = np.maximum(1, self.pixels)
+        return pixels / pixels.sum()
 
 
 def count_pixels(
@@ -50,13 +71,12 @@ def count_pixels(
         ignore_label: id of pixels that count nowhere.
 
     Returns:
-        The totals over all masks.
+        The counts of every mask.
 
     Raises:
         UserError: if a mask holds an id outside the classes.
     """
-    pixels = np.zeros(num_classes, np.int64)
-    image_pixels = np.zeros(num_classes, np.int64)
+    per_image = [np.zeros((0, num_classes), np.int64)]
     for number, mask in enumerate(masks):
         counts = np.bincount(np.ravel(mask), minlength=max(num_classes, ignore_label + 1))
         counts[ignore_label] = 0
@@ -66,9 +86,8 @@ def count_pixels(
                 f"mask {number} holds the ids {found}; there are {num_classes} classes, "
                 f"0 to {num_classes - 1}, and {ignore_label} for ignored pixels"
             )
-        pixels += counts[:num_classes]
-        image_pixels[counts[:num_classes] > 0] += counts.sum()
-    return PixelCounts(pixels, image_pixels)
+        per_image.append(counts[None, :num_classes])
+    return PixelCounts(np.concatenate(per_image))
 
 
 def median_weights(counts: PixelCounts) -> np.ndarray:
@@ -100,8 +119,53 @@ def sqrt_weights(counts: PixelCounts) -> np.ndarray:
     Returns:
         (num_classes,) float64, not scaled.
     """
-    share = _share(counts)
-    return np.where(share > 0, 1 / np.sqrt(np.where(share > 0, share, 1.0)), 1.0)
+    return np.sqrt(inverse_weights(counts))
+
+
+def inverse_weights(counts: PixelCounts) -> np.ndarray:
+    """Return one over each class's share; 1 for a class without a pixel.
+
+    Args:
+        counts: pixels of each class.
+
+    Returns:
+        (num_classes,) float64, not scaled.
+    """
+    share = counts.share
+    return 1 / np.where(share > 0, share, 1.0)
+
+
+def effective_weights(counts: PixelCounts, *, beta: float | None = None) -> np.ndarray:
+    """Return one over the effective number of pixels, (1 - beta) / (1 - beta^n).
+
+    A class of far fewer than 1 / (1 - beta) pixels is weighed by its inverse frequency, those of
+    far more all alike.
+
+    Args:
+        counts: pixels of each class.
+        beta: from 0 to below 1. Default: 1 - 1 / m, where m is the mean number of pixels of the
+            classes that there are.
+
+    Returns:
+        (num_classes,) float64, not scaled; 1 for a class without a pixel.
+
+    Source:
+        Y. Cui, M. Jia, T.-Y. Lin, Y. Song, S. Belongie, "Class-Balanced Loss Based on Effective
+        Number of Samples", CVPR 2019, section 4, arXiv:1901.05555.
+
+    Differs:
+        The paper's 0.9 to 0.9999 count images; of pixels there are so many that all classes would
+        weigh the same, hence another default.
+    """
+    pixels = counts.pixels
+    seen = pixels > 0
+    if beta is None:
+        beta = 1 - 1 / max(1.0, pixels.sum() / max(1, seen.sum()))
+    if beta == 0:
+        return np.ones(len(pixels))
+    # Of a beta near 1 the power itself would have no digits left.
+    effective = -np.expm1(np.where(seen, pixels, 1) * math.log(beta)) / (1 - beta)
+    return np.where(seen, 1 / effective, 1.0)
 
 
 def enet_weights(counts: PixelCounts) -> np.ndarray:
@@ -116,25 +180,28 @@ def enet_weights(counts: PixelCounts) -> np.ndarray:
     Source:
         A. Paszke et al., "ENet", section 5.2, arXiv:1606.02147 (c = 1.02).
     """
-    return 1 / np.log(1.02 + _share(counts))
+    return 1 / np.log(1.02 + counts.share)
 
 
 WEIGHTINGS: dict[str, Callable[[PixelCounts], np.ndarray]] = {
+    "inverse": inverse_weights,
     "median": median_weights,
+    "effective": effective_weights,
     "sqrt": sqrt_weights,
     "enet": enet_weights,
 }
 
 
 def weights_for(
-    choice: str, classes: Sequence[str], masks: Callable[[], Iterable[np.ndarray]]
+    choice: str, classes: Sequence[str], counts: Callable[[], PixelCounts]
 ) -> tuple[float, ...] | None:
     """Return the weights that `--class-weights` asks for.
 
     Args:
-        choice: none, median, sqrt, enet, or the path of a .csv or .json file.
+        choice: none, inverse, median, effective, effective:BETA, sqrt, enet, or the path of a .csv
+            or .json file.
         classes: class names, index is the class id.
-        masks: gives the training masks; called only where they are needed.
+        counts: gives the pixels of the training masks; called only where they are needed.
 
     Returns:
         One factor a class, or None for `none`. Computed weights are scaled so that the mean
@@ -146,8 +213,10 @@ def weights_for(
     if choice == "none":
         return None
     if choice in WEIGHTINGS:
-        counts = count_pixels(masks(), len(classes))
-        return tuple(map(float, _scaled(WEIGHTINGS[choice](counts), counts)))
+        return _scaled(WEIGHTINGS[choice](counts()), counts())
+    if choice.startswith("effective:"):
+        beta = _beta(choice)
+        return _scaled(effective_weights(counts(), beta=beta), counts())
     path = Path(choice)
     if path.suffix not in (".csv", ".json") and not path.exists():
         names = ["none", *WEIGHTINGS]
@@ -229,10 +298,19 @@ def _weight(path: Path, name: str, value: object) -> float:
     return number
 
 
-def _share(counts: PixelCounts) -> np.ndarray:
-    return counts.pixels / max(1, counts.pixels.sum())
+def _beta(choice: str) -> float:
+    text = choice.partition(":")[2]
+    try:
+        beta = float(text)
+    except ValueError:
+        beta = math.nan
+    if not 0 <= beta < 1:
+        raise UserError(
+            f"class weighting {choice}: BETA is {text!r}; expected a number in 0..1, below 1"
+        )
+    return beta
 
 
-def _scaled(weights: np.ndarray, counts: PixelCounts) -> np.ndarray:
-    mean = (_share(counts) * weights).sum()
-    return np.where(counts.pixels > 0, weights / mean if mean else 1.0, 1.0)
+def _scaled(weights: np.ndarray, counts: PixelCounts) -> tuple[float, ...]:
+    mean = (counts.share * weights).sum()
+    return tuple(map(float, np.where(counts.pixels > 0, weights / mean if mean else 1.0, 1.0)))

@@ -111,8 +111,12 @@ class Scenes(ArrayDataset):
         """
         if not 0 <= index < self.length(split):
             raise IndexError(f"scenes {split} has no sample {index}, it has {LENGTHS[split]}")
+        return draw_scene(self.chance(split, index))
+
+    def chance(self, split: str, index: int) -> np.random.Generator:
+        """Return where the chance of one sample comes from, the same each time."""
         entropy = [self.seed, self.splits.index(split), index]
-        return draw_scene(np.random.default_rng(np.random.SeedSequence(entropy)))
+        return np.random.default_rng(np.random.SeedSequence(entropy))
 
 
 class Sun(NamedTuple):
@@ -337,11 +341,14 @@ def along(x: float, y1: float, y2: float, z1: float, z2: float) -> list[Point]:
     return [(x, y1, z1), (x, y2, z1), (x, y2, z2), (x, y1, z2)]
 
 
-def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_scene(
+    rng: np.random.Generator, *, pedestrians: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw a street.
 
     Args:
         rng: where all chance comes from.
+        pedestrians: whether people are about.
 
     Returns:
         The image, uint8 (192, 256, 3), and the mask of class ids, uint8 (192, 256).
@@ -349,7 +356,8 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     stage = _stage(Dice(rng))
     draw_ground(stage)
     draw_background(stage)
-    for things in (buildings(stage), [*roadside(stage), *traffic(stage), *crowd(stage)]):
+    people = crowd if pedestrians else _nobody
+    for things in (buildings(stage), [*roadside(stage), *traffic(stage), *people(stage)]):
         for _, draw in sorted(things, key=_depth, reverse=True):
             draw()
     return stage.canvas.develop(rng)
@@ -1073,6 +1081,10 @@ def crowd(stage: Stage) -> list[Thing]:
         z = street.crossing[0] - 2.4 if street.crossing else dice.between(6, 13)
         things.append(_walker(stage, dice.between(street.left, street.right), z))
     return things
+
+
+def _nobody(stage: Stage) -> list[Thing]:
+    return []
 
 
 def _walker(stage: Stage, x: float, z: float) -> Thing:
