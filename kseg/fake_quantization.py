@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
@@ -48,6 +49,11 @@ class FakeQuantize(layers.Layer):
         low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
         return tf.quantization.fake_quant_with_min_max_vars(x, low, high)
 
+    @property
+    def step(self) -> float:
+        """The difference between two values that follow each other."""
+        return (float(self.high.numpy()) - float(self.low.numpy())) / 255
+
     def _follow(self, x: tf.Tensor) -> None:
         x = tf.stop_gradient(x)
         low = tf.minimum(tf.reduce_min(x), 0.0)
@@ -67,7 +73,7 @@ def _constant(value: float) -> keras.initializers.Initializer:
     return keras.initializers.Constant(value)
 
 
-class _Folded:
+class Folded:
     """A convolution with the batch normalisation behind it in its kernel, both rounded."""
 
     def __init__(self, epsilon: float | None = None, **kwargs: Any) -> None:  # noqa: ANN401
@@ -91,13 +97,44 @@ class _Folded:
 
     def folded(self) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Return the kernel, rounded a channel, and the bias, of the two layers in one."""
-        kernel = tf.convert_to_tensor(self.kernel)
+        kernel, bias = self._whole()
+        return self.channels_back(_rounded(kernel)), bias
+
+    def round_bias(self, input_scale: float) -> None:
+        """Change the bias to the nearest that the file can hold.
+
+        There it is a whole number of steps of the input times those of the kernel. What that
+        leaves out is little, yet the sum of a thousand rounded maps shows it.
+
+        Args:
+            input_scale: one step of the map that the layer takes.
+        """
+        kernel, bias = self._whole()
+        if bias is None:
+            return
+        step = input_scale * np.asarray(_most(kernel), np.float64) / 127
+        exact = np.rint(np.asarray(bias, np.float64) / step) * step
+        held = self.bias if self.epsilon is None else self.beta
+        held.assign_add((exact - bias).astype(np.float32))
+
+    def channels_last(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the kernel with the channels of the result as its last axis."""
+        return kernel
+
+    def channels_back(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Return what `channels_last` was given."""
+        return kernel
+
+    def _whole(self) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Return the kernel, its channels last, and the bias, with the normalisation in them."""
+        kernel = self.channels_last(tf.convert_to_tensor(self.kernel))
         bias = tf.convert_to_tensor(self.bias) if self.use_bias else None
-        if self.epsilon is not None:
-            gain = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
-            kernel = self.scaled(kernel, gain)
-            bias = self.beta + ((0.0 if bias is None else bias) - self.moving_mean) * gain
-        return self.rounded(kernel), bias
+        if self.epsilon is None:
+            return kernel, bias
+        gain = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
+        return kernel * gain, self.beta + (
+            (0.0 if bias is None else bias) - self.moving_mean
+        ) * gain
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
         """Save all weights; a convolution of Keras would leave out the normalisation's."""
@@ -118,16 +155,8 @@ class _Folded:
 
 
 @keras.saving.register_keras_serializable("kseg")
-class QuantizedConv2D(_Folded, layers.Conv2D):
+class QuantizedConv2D(Folded, layers.Conv2D):
     """`keras.layers.Conv2D` and `BatchNormalization` of (B, H, W, C) as one int8 operator."""
-
-    def scaled(self, kernel: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
-        """Return the kernel (k, k, C, filters) times `gain` (filters,)."""
-        return kernel * gain
-
-    def rounded(self, kernel: tf.Tensor) -> tf.Tensor:
-        """Return the kernel as int8 holds it, with a scale for each filter."""
-        return _rounded(kernel)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Return the map (B, H, W, filters)."""
@@ -137,18 +166,16 @@ class QuantizedConv2D(_Folded, layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable("kseg")
-class QuantizedDepthwiseConv2D(_Folded, layers.DepthwiseConv2D):
+class QuantizedDepthwiseConv2D(Folded, layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` and `BatchNormalization` of (B, H, W, C) as one operator."""
 
-    def scaled(self, kernel: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
-        """Return the kernel (k, k, C, multiplier) times `gain` (C * multiplier,)."""
-        return kernel * tf.reshape(gain, kernel.shape[2:])
+    def channels_last(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the kernel (k, k, C, multiplier) as (k, k, C * multiplier)."""
+        return tf.reshape(kernel, (*kernel.shape[:2], -1))
 
-    def rounded(self, kernel: tf.Tensor) -> tf.Tensor:
-        """Return the kernel as int8 holds it, with a scale for each channel of the result."""
-        rows, columns, channels, multiplier = kernel.shape
-        flat = tf.reshape(kernel, (rows, columns, channels * multiplier))
-        return tf.reshape(_rounded(flat), kernel.shape)
+    def channels_back(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Return what `channels_last` was given."""
+        return tf.reshape(kernel, self.kernel.shape)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Return the map (B, H, W, C * multiplier)."""
@@ -165,17 +192,16 @@ class QuantizedDepthwiseConv2D(_Folded, layers.DepthwiseConv2D):
 
 
 @keras.saving.register_keras_serializable("kseg")
-class QuantizedConv2DTranspose(_Folded, layers.Conv2DTranspose):
+class QuantizedConv2DTranspose(Folded, layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` and `BatchNormalization` of (B, H, W, C) as one operator."""
 
-    def scaled(self, kernel: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
-        """Return the kernel (k, k, filters, C) times `gain` (filters,)."""
-        return kernel * gain[:, None]
+    def channels_last(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the kernel (k, k, filters, C) as (k, k, C, filters)."""
+        return tf.transpose(kernel, (0, 1, 3, 2))
 
-    def rounded(self, kernel: tf.Tensor) -> tf.Tensor:
-        """Return the kernel as int8 holds it, with a scale for each filter."""
-        swapped = tf.transpose(kernel, (0, 1, 3, 2))
-        return tf.transpose(_rounded(swapped), (0, 1, 3, 2))
+    def channels_back(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Return what `channels_last` was given."""
+        return tf.transpose(kernel, (0, 1, 3, 2))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Return the map (B, H, W, filters)."""
@@ -251,8 +277,13 @@ class QuantizedHardSwish(QuantizedHardSigmoid):
 
 def _rounded(kernel: tf.Tensor) -> tf.Tensor:
     """Round to -127..127 steps, the last axis by a scale of its own each."""
-    axes = list(range(len(kernel.shape) - 1))
-    most = tf.stop_gradient(tf.maximum(tf.reduce_max(tf.abs(kernel), axes), _SMALLEST))
+    most = tf.stop_gradient(_most(kernel))
     return tf.quantization.fake_quant_with_min_max_vars_per_channel(
         kernel, -most, most, narrow_range=True
     )
+
+
+def _most(kernel: tf.Tensor) -> tf.Tensor:
+    """Return the largest size of a value, for each index of the last axis."""
+    axes = list(range(len(kernel.shape) - 1))
+    return tf.maximum(tf.reduce_max(tf.abs(kernel), axes), _SMALLEST)

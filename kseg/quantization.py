@@ -20,6 +20,7 @@ from keras import layers
 
 from kseg.fake_quantization import (
     FakeQuantize,
+    Folded,
     QuantizedConv2D,
     QuantizedConv2DTranspose,
     QuantizedDepthwiseConv2D,
@@ -50,6 +51,7 @@ _MOVING = (
 _AVERAGING = (layers.AveragePooling2D, layers.UpSampling2D, BilinearResize)
 # Ranges that LiteRT prescribes.
 _FIXED = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "hard_sigmoid": (0.0, 1.0)}
+WIDER = 1.02  # the range of rescaled images, as a multiple of what they fill
 # Activations that are several operators, with a rounding between each two.
 _SEVERAL = {
     "hard_sigmoid": QuantizedHardSigmoid,
@@ -95,6 +97,26 @@ def without_quantization(source: keras.Model, model: keras.Model) -> None:
         there = source.get_layer(holders.get(layer.name, layer.name))
         values = {variable.name: variable.numpy() for variable in there.weights}
         layer.set_weights([values[variable.name] for variable in layer.weights])
+
+
+def round_biases(model: keras.Model) -> None:
+    """Round the biases of a quantisation-aware model as its file will, in place.
+
+    Call it with the final weights and ranges: what a bias is rounded to follows from both.
+    """
+    for layer in model.layers:
+        if isinstance(layer, Folded):
+            before = _range_of(layer.input)
+            if before is not None:
+                layer.round_bias(before.step)
+
+
+def _range_of(tensor: keras.KerasTensor) -> FakeQuantize | None:
+    """Return what rounds a map, behind layers that only move its values; None if nothing does."""
+    layer = tensor._keras_history.operation
+    while isinstance(layer, _MOVING):
+        layer = layer.input._keras_history.operation
+    return layer if isinstance(layer, FakeQuantize) else None
 
 
 class _Plan:
@@ -169,7 +191,7 @@ class _Plan:
             return y  # rounded behind the layer that follows
         if isinstance(layer, (*_AVERAGING, QuantizedProduct)) and before is not None:
             return self._remember(before(y, follow=False), before)
-        quantizer = FakeQuantize(_fixed(layer), name=f"{layer.name}_quantize")
+        quantizer = FakeQuantize(self._fixed(layer), name=f"{layer.name}_quantize")
         return self._remember(quantizer(y), quantizer)
 
     def fill(self, copy: keras.Model) -> None:
@@ -215,6 +237,16 @@ class _Plan:
             self.image = self._remember(quantizer(tensor), quantizer)
         return self.image
 
+    def _fixed(self, layer: keras.Layer) -> tuple[float, float] | None:
+        """Return the range of a layer's result where it is known; None if it is to be seen."""
+        if isinstance(layer, QuantizedHardSwish):
+            return None
+        original = self.model.get_layer(layer.name)
+        if isinstance(original, layers.Rescaling):
+            return _rescaled_range(original)
+        name = "hard_sigmoid" if isinstance(layer, QuantizedHardSigmoid) else _activation(layer)
+        return _FIXED.get(name)
+
     def _remember(self, tensor: Any, quantizer: FakeQuantize | None) -> Any:  # noqa: ANN401
         if quantizer is not None:
             self.ranges[id(tensor)] = quantizer
@@ -251,8 +283,12 @@ def _activation(layer: keras.Layer) -> str | None:
     return layer.get_config()["activation"] if isinstance(layer, layers.Activation) else None
 
 
-def _fixed(layer: keras.Layer) -> tuple[float, float] | None:
-    if isinstance(layer, QuantizedHardSwish):
-        return None
-    name = "hard_sigmoid" if isinstance(layer, QuantizedHardSigmoid) else _activation(layer)
-    return _FIXED.get(name)
+def _rescaled_range(layer: layers.Rescaling) -> tuple[float, float]:
+    """Return the range of an image 0..255 after rescaling, made wider.
+
+    In its own range, -1..1 would put every byte half-way between two steps, and how such ties are
+    rounded differs from kernel to kernel.
+    """
+    scale, offset = np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
+    ends = np.stack([offset + 0 * scale, 255 * scale + offset])
+    return WIDER * min(float(ends.min()), 0.0), WIDER * max(float(ends.max()), 0.0)

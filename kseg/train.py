@@ -33,7 +33,7 @@ from kseg.losses.expression import build_loss, parse_loss, takes_class_weights
 from kseg.losses.logit_adjustment import LogitAdjusted
 from kseg.optimizers import make_optimizer
 from kseg.progress import Display, Pace
-from kseg.quantization import quantization_aware
+from kseg.quantization import quantization_aware, round_biases
 from kseg.registry import MODELS
 from kseg.resolve import backbone_weights, check, option_texts, resolve
 from kseg.runs import STEP_COLUMNS, MetricsFile, Run
@@ -291,8 +291,14 @@ class _Training:
                 f"lower --learning-rate (it is {self.config.learning_rate:g}) and start again"
             )
 
-    def _validate(self, display: Display, *, loss: float, rate: float) -> float:
+    def _serve(self) -> None:
+        """Give the served model the weights of now."""
         assign(self.served, self.engine.weights())
+        if self.config.quantize_aware:
+            round_biases(self.served)
+
+    def _validate(self, display: Display, *, loss: float, rate: float) -> float:
+        self._serve()
         result = evaluate(self.predictor, self.dataset, split="val")
         step = self.engine.finished
         measured = {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
@@ -309,7 +315,7 @@ class _Training:
         return result.miou
 
     def _save(self) -> None:
-        assign(self.served, self.engine.weights())
+        self._serve()
         save_model(self.run.last, self.served, self.card)
         checkpoint.save(
             self.run.checkpoints,

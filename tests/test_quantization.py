@@ -15,12 +15,13 @@ from kseg.export.calibrate import calibration_samples
 from kseg.export.writer import export_model
 from kseg.fake_quantization import (
     FakeQuantize,
+    Folded,
     QuantizedConv2D,
     QuantizedConv2DTranspose,
     QuantizedDepthwiseConv2D,
 )
 from kseg.inference import Predictor
-from kseg.quantization import quantization_aware, without_quantization
+from kseg.quantization import quantization_aware, round_biases, without_quantization
 
 
 def with_ranges(model, count=6):
@@ -47,6 +48,40 @@ def train(model, steps=60):
 
     for _ in range(steps):
         step()
+
+
+def test_no_byte_lies_half_way_between_two_steps():
+    """-1..1 in 255 steps of 2 / 255 has its zero at 127.5: every byte would be a tie."""
+    image = keras.Input((4, 4, 3))
+    model = keras.Model(image, keras.layers.Rescaling(1 / 127.5, -1.0, name="scaled")(image))
+    aware = quantization_aware(model)
+    quantizer = aware.get_layer("scaled_quantize")
+    low, high = float(quantizer.low.numpy()), float(quantizer.high.numpy())
+    places = (np.arange(256) / 127.5 - 1) / quantizer.step + np.rint(-low / quantizer.step)
+    assert low < -1 and high > 1
+    # Sums in float32 of numbers up to 255 are exact to 2e-5.
+    assert np.abs(places - np.floor(places) - 0.5).min() > 1e-3
+
+
+def test_biases_are_rounded_as_the_file_holds_them(tmp_path):
+    """A bias there is a whole number of (step of the input) * (step of the kernel)."""
+    model = with_ranges(tiny_model())
+    round_biases(model)
+    path = tmp_path / "model-qat.tflite"
+    tflite.write(model, path, variant="qat", interface=Interface(), samples=samples)
+    file = Interpreter(model_path=str(path))
+    held = [
+        file.get_tensor(one["index"]) * one["quantization_parameters"]["scales"]
+        for one in file.get_tensor_details()
+        if one["dtype"] == np.int32 and len(one["quantization_parameters"]["scales"])
+    ]
+    found = [layer.folded()[1] for layer in model.layers if isinstance(layer, Folded)]
+    biases = [bias.numpy() for bias in found if bias is not None]
+    assert len(held) == len(biases) > 2
+    for bias in biases:
+        near = [one for one in held if one.shape == bias.shape]
+        # To a hundred-thousandth: float32 has some seven digits, steps of a bias are far larger.
+        assert min(np.abs(one - bias).max() for one in near) < 1e-5 * np.abs(bias).max()
 
 
 def test_a_range_is_the_mean_of_the_extremes_seen_and_includes_zero():
