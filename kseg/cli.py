@@ -10,6 +10,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,8 @@ from kseg.registry import Registry
 from kseg.version import VERSION
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from kseg.data.dataset import Dataset
     from kseg.inference import Predictor
     from kseg.refinement import Refinement
@@ -99,6 +102,7 @@ def evaluate(config: c.EvalConfig) -> int:
 
     load_tensorflow()
     from kseg.data.dataset import open_dataset
+    from kseg.data.pipeline import read_samples
     from kseg.evaluate import evaluate
     from kseg.progress import counting
 
@@ -114,6 +118,9 @@ def evaluate(config: c.EvalConfig) -> int:
             predictor, dataset, split=config.split, limit=config.limit, on_image=on_image
         )
     _show(result.table())
+    if _tiles(config):
+        image, _ = next(read_samples(dataset, config.split, limit=1))
+        result = replace(result, tiles_apart=_tiles_apart(predictor, image))
     if config.json is not None:
         result.save_json(config.json)
     return 0
@@ -121,7 +128,7 @@ def evaluate(config: c.EvalConfig) -> int:
 
 def predict(config: c.PredictConfig) -> int:
     """Label images and say where the results are."""
-    from kseg.predict import predict_files
+    from kseg.predict import pictures, predict_files
     from kseg.progress import counting
     from kseg.quiet import load_tensorflow
 
@@ -131,6 +138,8 @@ def predict(config: c.PredictConfig) -> int:
     with counting("labelling") as on_image:
         written = predict_files(predictor, config.images, config.out, on_image=on_image)
     print(f"{len(written)} image{'s' if len(written) != 1 else ''} labelled: {config.out}")
+    if _tiles(config):
+        _tiles_apart(predictor, next(pictures(config.images, config.out)))
     return 0
 
 
@@ -303,13 +312,54 @@ def _any_command() -> Any:  # noqa: ANN401 - a union made at run time
 def _opened(path: Path, config: c.EvalConfig | c.PredictConfig) -> Predictor:
     from kseg.inference import load
 
-    predictor = load(path, eval_size=config.eval_size, last=config.last)
+    predictor = _looking_often(load(path, eval_size=config.eval_size, last=config.last), config)
     refinements = _refinements(config)
     if not refinements:
         return predictor
     from kseg.refinement import RefinedPredictor
 
     return RefinedPredictor.of(predictor, refinements)
+
+
+def _looking_often(predictor: Predictor, config: c.EvalConfig | c.PredictConfig) -> Predictor:
+    """Put flips, tiles and scales around a predictor, as the configuration says."""
+    if config.flip:
+        from kseg.averaging import FlippedPredictor
+
+        predictor = FlippedPredictor.of(predictor)
+    if _tiles(config):
+        from kseg.tiling import TiledPredictor
+
+        predictor = TiledPredictor.of(predictor, overlap=config.tile_overlap)
+    if config.scales:
+        from kseg.averaging import ScaledPredictor
+
+        predictor = ScaledPredictor.of(predictor, config.scales)
+    return predictor
+
+
+def _tiles(config: c.EvalConfig | c.PredictConfig) -> bool:
+    return config.tile or config.tile_overlap is not None
+
+
+def _tiles_apart(predictor: Predictor, image: np.ndarray | Path) -> float | None:
+    """Print, and return, the share of labels that tiles change against the whole image."""
+    from kseg.tiling import apart, tiles_of
+
+    tiled = tiles_of(predictor)
+    if tiled.model is None:
+        print(f"tiles: not compared with the whole image, as {tiled.path} has one size only")
+        return None
+    found = apart(tiled, image)
+    if found is None:
+        print("tiles: not compared with the whole image, as one tile holds the first image")
+        return None
+    height, width = found.size
+    print(
+        f"tiles: {found.share:.2%} of the labels differ from those of the whole image "
+        f"(first image, middle {height} x {width})"
+    )
+    return found.share
 
 
 def _refinements(config: c.EvalConfig | c.PredictConfig) -> list[Refinement]:

@@ -35,7 +35,9 @@ class Evaluation:
         images: how many images were evaluated.
         file: the model file.
         settled: of a layer cascade, the share of pixels that each stage settled; else empty.
-        refinements: what stood behind the model, as "DenseCRF(w1=4.0, ...)".
+        refinements: what stood around the model, as "flip" or "DenseCRF(w1=4.0, ...)".
+        tiles_apart: share of the labels, 0..1, that tiles change against the whole image; None
+            where that was not measured.
     """
 
     confusion: ConfusionMatrix
@@ -46,6 +48,7 @@ class Evaluation:
     file: str = ""
     settled: tuple[float, ...] = ()
     refinements: tuple[str, ...] = ()
+    tiles_apart: float | None = None
 
     @property
     def miou(self) -> float:
@@ -72,6 +75,7 @@ class Evaluation:
             ],
             **({"settled": list(self.settled)} if self.settled else {}),
             **({"refinements": list(self.refinements)} if self.refinements else {}),
+            **({"tiles_apart": self.tiles_apart} if self.tiles_apart is not None else {}),
         }
 
     def save_json(self, path: Path) -> None:
