@@ -40,7 +40,7 @@ CrfParameters = Annotated[
     tuple[float, float, float] | None,
     arg(metavar="W1 SIGMA_ALPHA SIGMA_BETA", help_behavior_hint=""),
 ]
-Scales = Annotated[tuple[float, ...], arg(metavar="S", help_behavior_hint="")]
+Scales = Annotated[tuple[float, ...], arg(metavar="S S ...", help_behavior_hint="")]
 Quantization = Literal["float16", "dynamic", "int8", "int16x8", "qat"]
 Input = Literal["uint8", "float"]
 Output = Literal["classes", "logits", "probabilities"]
@@ -169,7 +169,7 @@ class EvalConfig:
     flip: Switch = False
     """Average the probabilities of the image and of its mirror image."""
     scales: Scales = ()
-    """Average the probabilities at these scales of the image; not .keras: with --tile only."""
+    """Average the probabilities at these scales of the image; files of one size need --tile."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class PredictConfig:
     flip: Switch = False
     """Average the probabilities of the image and of its mirror image."""
     scales: Scales = ()
-    """Average the probabilities at these scales of the image; not .keras: with --tile only."""
+    """Average the probabilities at these scales of the image; files of one size need --tile."""
 
 
 @dataclass(frozen=True)

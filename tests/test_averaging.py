@@ -1,20 +1,17 @@
 """Flips and scales: means of probabilities, by hand, by NumPy and by TensorFlow."""
 
 import dataclasses
-import io
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from nets import colours, numpy_net
-from rich.console import Console
 from tiny import CARD, SIZE, drawn
 
 from kseg import models
 from kseg.averaging import FlippedPredictor, ScaledPredictor
 from kseg.crf import DenseCRF
 from kseg.errors import UserError
-from kseg.evaluate import evaluate
 from kseg.inference import Predictor
 from kseg.probabilities import softmax
 from kseg.refinement import MOST_VALUES, RefinedPredictor
