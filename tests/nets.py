@@ -1,7 +1,12 @@
-"""Predictors of a few lines of NumPy, whose every probability a test can work out."""
+"""Predictors of a few lines of NumPy, and small nets of the zoo with weights that do something."""
 
+import dataclasses
+
+import keras
 import numpy as np
+from tiny import CARD, drawn
 
+from kseg import models
 from kseg.card import ModelCard
 from kseg.inference import Predictor
 from kseg.runtimes import Runtime
@@ -32,3 +37,25 @@ def box(image, *, reach):
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (0, 1))
     return windows.mean((-2, -1)) / 10
+
+
+def keras_net(name, size, *, num_classes=3, **options):
+    """Return a predictor of a net of the zoo, with random kernels and logits of size one."""
+    model = models.inference_model(models.build(name, (*size, 3), num_classes, options))
+    rng = np.random.default_rng(0)
+    convolutions = [each for each in model.layers if isinstance(each, keras.layers.Conv2D)]
+    for layer in convolutions:
+        shape = layer.kernel.shape
+        layer.kernel.assign(rng.normal(0, (2 / np.prod(shape[:3])) ** 0.5, shape))
+    image = drawn(*size)[None].astype(np.float32)
+    deviation = np.std(model(image, training=False)["logits"])
+    convolutions[-1].kernel.assign(convolutions[-1].kernel / deviation)
+    card = dataclasses.replace(
+        CARD,
+        model=name,
+        options=options,
+        size=size,
+        classes=CARD.classes[:num_classes],
+        palette=CARD.palette[:num_classes],
+    )
+    return Predictor.from_keras(model, card)

@@ -8,15 +8,13 @@ import subprocess
 import sys
 import zlib
 
-import keras
 import numpy as np
 import pytest
-from nets import box, colours, numpy_net
+from nets import box, colours, keras_net, numpy_net
 from PIL import Image
 from tiny import CARD, SIZE, drawn, samples, tiny_model
 
 from kseg import card as cards
-from kseg import models
 from kseg.averaging import FlippedPredictor, ScaledPredictor
 from kseg.cli import main
 from kseg.errors import UserError
@@ -72,7 +70,7 @@ def test_without_overlap_each_pixel_has_one_tile():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (63, 65), (64, 96), (65, 97), (130, 301)])
 def test_a_net_of_one_pixel_does_not_notice_tiles(size):
-    image = drawn(*size)
+    image = drawn(200, 400)[: size[0], : size[1]]
     tiled = TiledPredictor.of(numpy_net(colours, SIZE))
     expected = softmax(colours(image.astype(np.float32)))
     np.testing.assert_allclose(tiled.probabilities(image), expected, atol=1e-6)
@@ -93,25 +91,6 @@ def test_overlap_of_four_reaches_gives_what_the_whole_image_gives():
     assert by_overlap[20].max() < 1e-5
     assert by_overlap[0].max() > 0.1  # seams, or the test would show nothing
     assert by_overlap[0].mean() > by_overlap[8].mean() > 1e-5
-
-
-def teach_nothing(model, image):
-    """Give a model kernels that keep the size of signals, and logits of size one."""
-    rng = np.random.default_rng(0)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Conv2D):
-            shape = layer.kernel.shape
-            layer.kernel.assign(rng.normal(0, (2 / np.prod(shape[:3])) ** 0.5, shape))
-    last = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)][-1]
-    deviation = np.std(model(image[None].astype(np.float32), training=False)["logits"])
-    last.kernel.assign(last.kernel / deviation)
-
-
-def keras_net(name, size, **options):
-    model = models.inference_model(models.build(name, (*size, 3), 3, options))
-    teach_nothing(model, drawn(*size))
-    card = dataclasses.replace(CARD, model=name, options=options, size=size)
-    return Predictor.from_keras(model, card)
 
 
 # SegNet: 3x3 convolutions at strides 1 to 16, two, two, three, three and three of them, reach
@@ -205,17 +184,13 @@ def test_what_stands_around_the_model_is_told():
 def test_tiles_of_a_net_that_pools_everything_are_measured():
     net = keras_net("fastscnn", SIZE, bins=(1, 2), expansion=2)
     tiled, image = TiledPredictor.of(net), drawn(100, 400)
+    assert apart(tiled, drawn(*SIZE)) is None  # one tile
+    assert apart(tiled, drawn(63, 400)) is None  # narrower than models are
     found = apart(tiled, image)
     assert found.size == (96, 192)  # multiples of 32, two tiles at most
     part = image[2:98, 104:296]
     expected = tiled.predict(part) != net.at_size((96, 192)).predict(part)
     assert found.share == expected.mean() > 0
-
-
-def test_there_is_nothing_to_measure_in_one_tile():
-    tiled = TiledPredictor.of(keras_net("fastscnn", SIZE, bins=(1, 2), expansion=2))
-    assert apart(tiled, drawn(*SIZE)) is None
-    assert apart(tiled, drawn(63, 400)) is None  # narrower than models are
 
 
 def test_a_file_of_one_size_cannot_be_compared():
@@ -280,10 +255,20 @@ def test_commands_refuse_images_too_large(tmp_path, files, street, capsys):
 # Commands.
 
 
-def test_predict_in_tiles_says_how_far_they_are_from_the_whole(tmp_path, run_folder, capsys):
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory):
+    """A `.keras` file that can be rebuilt at another size."""
+    path = tmp_path_factory.mktemp("unet") / "unet.keras"
+    net = keras_net("unet", (96, 128), num_classes=2, base_channels=2)
+    net.model.save(path)
+    cards.embed(path, net.card)
+    return path
+
+
+def test_predict_in_tiles_says_how_far_they_are_from_the_whole(tmp_path, unet, capsys):
     for name, size in (("a", (200, 300)), ("one", (1, 1))):
-        Image.fromarray(drawn(*size)).save(tmp_path / f"{name}.png")
-    words = ["predict", str(run_folder), "--out", str(tmp_path / "out"), "--tile-overlap", "32"]
+        Image.fromarray(drawn(300, 300)[: size[0], : size[1]]).save(tmp_path / f"{name}.png")
+    words = ["predict", str(unet), "--out", str(tmp_path / "out"), "--tile-overlap", "32"]
     assert main([*words, str(tmp_path / "a.png"), str(tmp_path / "one.png")]) == 0
     said = capsys.readouterr().out
     assert "2 images labelled" in said
@@ -295,8 +280,9 @@ def test_predict_in_tiles_says_how_far_they_are_from_the_whole(tmp_path, run_fol
             assert ids.size == size
 
 
-def test_evaluate_tells_what_stood_around_the_model(tmp_path, run_folder, capsys):
-    words = ["evaluate", str(run_folder), "--eval-size", "64", "64", "--json", str(tmp_path / "r")]
+def test_evaluate_tells_what_stood_around_the_model(tmp_path, unet, street, capsys):
+    words = ["evaluate", str(unet), "--eval-size", "64", "64", "--json", str(tmp_path / "r")]
+    words += ["--data", f"folder:{street}"]
     assert main([*words, "--tile", "--flip", "--scales", "0.5", "1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "2 images, flip, tiles of 64 x 64, overlap 16, scales 0.5 1" in said
