@@ -8,6 +8,7 @@ from tiny import CARD, drawn
 
 from kseg import models
 from kseg.card import ModelCard
+from kseg.data.dataset import voc_palette
 from kseg.inference import Predictor
 from kseg.runtimes import Runtime
 
@@ -55,7 +56,7 @@ def keras_net(name, size, *, num_classes=3, **options):
         model=name,
         options=options,
         size=size,
-        classes=CARD.classes[:num_classes],
-        palette=CARD.palette[:num_classes],
+        classes=tuple(map(str, range(num_classes))),
+        palette=voc_palette(num_classes),
     )
     return Predictor.from_keras(model, card)
