@@ -51,16 +51,17 @@ def blend(image: np.ndarray, ids: np.ndarray, palette: Sequence[Colour]) -> Imag
     Returns:
         An RGB image of the same size.
     """
-    # Two tables and 8-bit sums, because a photo has 12 million pixels.
+    # Tables and 8-bit sums, because a photo has 12 million pixels.
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = np.asarray(palette) * TINT
     photo = (np.arange(256) * (1 - TINT)).astype(np.uint8)
+    light = (np.arange(256) * (1 - LINE) + 255 * LINE).astype(np.uint8)
     mixed = photo[image]
     mixed += colours[ids]
     unknown = ids >= len(palette)
     mixed[unknown] = image[unknown]
     border = _borders(ids)
-    mixed[border] = (mixed[border] * (1 - LINE) + 255 * LINE).astype(np.uint8)
+    mixed[border] = light[mixed[border]]
     return Image.fromarray(mixed)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from nets import box, colours, keras_net, numpy_net
 from PIL import Image
+from street import write_street
 from tiny import CARD, SIZE, drawn, samples, tiny_model
 
 from kseg import card as cards
@@ -246,16 +247,6 @@ def test_images_too_large_are_refused_by_their_header(tmp_path, side):
         read_image(path)
 
 
-def test_commands_refuse_images_too_large(tmp_path, files, street, capsys):
-    huge = write_header_of_png(tmp_path / "huge.png", 30_000, 30_000)
-    words = ["predict", str(files["logits"]), str(huge), "--tile", "--out", str(tmp_path / "out")]
-    assert main(words) == 2
-    assert "huge.png has more than 150 million pixels" in capsys.readouterr().err.replace("\n", "")
-
-
-# Commands.
-
-
 @pytest.fixture(scope="module")
 def unet(tmp_path_factory):
     """A `.keras` file that can be rebuilt at another size."""
@@ -264,6 +255,21 @@ def unet(tmp_path_factory):
     net.model.save(path)
     cards.embed(path, net.card)
     return path
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_commands_refuse_images_too_large(tmp_path, unet, command, capsys):
+    data = write_street(tmp_path / "data")
+    huge = write_header_of_png(data / "val" / "images" / "1.png", 30_000, 30_000)
+    more = {
+        "predict": [str(huge), "--out", str(tmp_path / "out")],
+        "evaluate": ["--data", f"folder:{data}"],
+    }
+    assert main([command, str(unet), *more[command], "--tile"]) == 2
+    assert "1.png has more than 150 million pixels" in capsys.readouterr().err.replace("\n", "")
+
+
+# Commands.
 
 
 def test_predict_in_tiles_says_how_far_they_are_from_the_whole(tmp_path, unet, capsys):
