@@ -356,7 +356,7 @@ def _tiles_apart(predictor: Predictor, image: np.ndarray | Path) -> float | None
         return None
     height, width = found.size
     print(
-        f"tiles: {found.share:.2%} of the labels differ from those of the whole image "
+        f"tiles change {found.share:.2%} of the whole image's labels "
         f"(first image, middle {height} x {width})"
     )
     return found.share
