@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from kseg.files import write_text
+from kseg.html.pictures import Picture
 from kseg.inference import Predictor, feed
 from kseg.machine import machine
 from kseg.version import VERSION
 
 from .comparison import Score, agreement_interval, agreements, scores, shift
-from .page import Picture, certificate_page
+from .page import certificate_page
 from .verify import Proof, Structure, percentiles
 
 WITNESSES = ("tensorflow", "keras", "ai-edge-litert", "numpy")

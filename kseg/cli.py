@@ -9,7 +9,7 @@ import logging
 import operator
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from kseg.data.dataset import Dataset
+    from kseg.evaluate import Evaluation
     from kseg.inference import Predictor
     from kseg.refinement import Refinement
 
@@ -96,33 +97,58 @@ def train(config: c.TrainConfig) -> int:
 
 def evaluate(config: c.EvalConfig) -> int:
     """Measure a model file and print the table."""
-    if config.json is not None and config.json.is_dir():
-        raise UserError(f"--json {config.json} is a folder; name the file to write")
+    _check_json(config.json)
     from kseg.quiet import load_tensorflow
 
     load_tensorflow()
-    from kseg.data.dataset import open_dataset
     from kseg.data.pipeline import read_samples
     from kseg.evaluate import evaluate
     from kseg.progress import counting
 
     predictor = _opened(config.model or _newest(), config)
-    data = config.data or predictor.card.dataset
-    if not data:
-        raise UserError(f"{predictor.path} does not say what it was trained on; name it by --data")
-    dataset = open_dataset(data)
+    dataset = _dataset(config.data, predictor)
     if config.crf_search:
         predictor = _with_best_crf(predictor, dataset, config)
     with counting("evaluating") as on_image:
         result = evaluate(
-            predictor, dataset, split=config.split, limit=config.limit, on_image=on_image
+            predictor,
+            dataset,
+            split=config.split,
+            limit=config.limit,
+            metrics=config.metrics,
+            on_image=on_image,
         )
-    _show(result.table())
+    for table in (*result.tables(), result.table()):
+        _show(table)
     if _tiles(config):
         image, _ = next(read_samples(dataset, config.split, limit=1))
         result = replace(result, tiles_apart=_tiles_apart(predictor, image))
     if config.json is not None:
         result.save_json(config.json)
+    return 0
+
+
+def report(config: c.ReportConfig) -> int:
+    """Evaluate a model, write the page and say where it is."""
+    from kseg.quiet import load_tensorflow
+
+    load_tensorflow()
+    from kseg.files import write_text
+    from kseg.inference import load
+    from kseg.progress import counting
+    from kseg.report import page_path, report
+    from kseg.runs import Run
+
+    path = config.model or _newest()
+    run, out = Run(path) if Run.is_run(path) else None, config.out or page_path(path)
+    predictor = load(path, last=config.last)
+    dataset = _dataset(config.data, predictor)
+    with counting("evaluating") as on_image:
+        found = report(
+            predictor, dataset, run=run, split=config.split, limit=config.limit, on_image=on_image
+        )
+    write_text(out, found)
+    print(f"report: {out}")
     return 0
 
 
@@ -140,6 +166,19 @@ def predict(config: c.PredictConfig) -> int:
     print(f"{len(written)} image{'s' if len(written) != 1 else ''} labelled: {config.out}")
     if _tiles(config):
         _tiles_apart(predictor, next(pictures(config.images, config.out)))
+    return 0
+
+
+def compare(config: c.CompareConfig) -> int:
+    """Measure two models on the same images and print what sets them apart."""
+    _check_json(config.json)
+    from kseg.compare import compare
+
+    result = compare(*_evaluations(config))
+    _show(result.table())
+    print(f"A: {result.first.file}\nB: {result.second.file}\n{result.sentence()}")
+    if config.json is not None:
+        result.save_json(config.json)
     return 0
 
 
@@ -165,8 +204,7 @@ def verify(config: c.VerifyConfig) -> int:
 
 def inspect_tflite(config: c.InspectConfig) -> int:
     """Look at a `.tflite` file, time it and print what was found."""
-    if config.json is not None and config.json.is_dir():
-        raise UserError(f"--json {config.json} is a folder; name the file to write")
+    _check_json(config.json)
     from kseg.export.inspection import inspect_file
     from kseg.export.inspection_text import show
 
@@ -219,6 +257,13 @@ def losses(config: c.LossesConfig) -> int:
     return _list(LOSSES, config.name)
 
 
+def metrics(config: c.MetricsConfig) -> int:
+    """List the metrics, or show one."""
+    from kseg.registry import METRICS
+
+    return _list(METRICS, config.name)
+
+
 def datasets(config: c.DatasetsConfig) -> int:
     """List the data sets, or show how one is laid out."""
     from kseg.registry import DATASETS
@@ -254,13 +299,16 @@ def weights(config: c.WeightsConfig) -> int:
 _COMMANDS: dict[type, tuple[str, Callable[[Any], int]]] = {
     c.TrainConfig: ("train", train),
     c.EvalConfig: ("evaluate", evaluate),
+    c.ReportConfig: ("report", report),
     c.PredictConfig: ("predict", predict),
+    c.CompareConfig: ("compare", compare),
     c.ExportConfig: ("export", export),
     c.InspectConfig: ("inspect", inspect_tflite),
     c.VerifyConfig: ("verify", verify),
     c.ModelsConfig: ("models", models),
     c.BackbonesConfig: ("backbones", backbones),
     c.LossesConfig: ("losses", losses),
+    c.MetricsConfig: ("metrics", metrics),
     c.DatasetsConfig: ("datasets", datasets),
     c.WeightsConfig: ("weights", weights),
 }
@@ -307,6 +355,16 @@ def _with_weights(words: list[str]) -> list[str]:
 def _any_command() -> Any:  # noqa: ANN401 - a union made at run time
     kinds = [Annotated[kind, subcommand(name)] for kind, (name, _) in _COMMANDS.items()]
     return functools.reduce(operator.or_, kinds)
+
+
+def _dataset(data: str | None, predictor: Predictor) -> Dataset:
+    """Open the data set that is named, or else the one that a model was trained on."""
+    from kseg.data.dataset import open_dataset
+
+    data = data or predictor.card.dataset
+    if not data:
+        raise UserError(f"{predictor.path} does not say what it was trained on; name it by --data")
+    return open_dataset(data)
 
 
 def _opened(path: Path, config: c.EvalConfig | c.PredictConfig) -> Predictor:
@@ -395,6 +453,64 @@ def _with_best_crf(predictor: Predictor, dataset: Dataset, config: c.EvalConfig)
     best = found.best
     print(f"best: --crf-parameters {best.w1:g} {best.sigma_alpha:g} {best.sigma_beta:g}")
     return RefinedPredictor.of(predictor, [best])
+
+
+def _evaluations(config: c.CompareConfig) -> list[Evaluation]:
+    """Return the evaluations of both sides, made now or read from files."""
+    from kseg.evaluate import Evaluation
+
+    paths = (config.a, config.b)
+    read = {
+        path: replace(Evaluation.load_json(path), file=str(path))
+        for path in paths
+        if path.suffix == ".json"
+    }
+    models = [path for path in dict.fromkeys(paths) if path not in read]
+    if not models and (config.data or config.limit):
+        raise UserError("A and B were evaluated before; leave --data and --limit out beside them")
+    found = read | (_evaluated(models, config) if models else {})
+    return [found[path] for path in paths]
+
+
+def _evaluated(paths: Sequence[Path], config: c.CompareConfig) -> dict[Path, Evaluation]:
+    """Return the evaluations of model files, all on the same images."""
+    from kseg.quiet import load_tensorflow
+
+    load_tensorflow()
+    from kseg.data.dataset import open_dataset
+    from kseg.evaluate import check_classes, evaluate
+    from kseg.inference import load
+    from kseg.progress import counting
+
+    predictors = {path: load(path) for path in paths}
+    dataset = open_dataset(config.data or _same_data(predictors.values()))
+    for predictor in predictors.values():
+        check_classes(predictor, dataset)
+    found = {}
+    for path, predictor in predictors.items():
+        with counting(f"evaluating {path.name}") as on_image:
+            found[path] = evaluate(
+                predictor, dataset, split=config.split, limit=config.limit, on_image=on_image
+            )
+    return found
+
+
+def _same_data(predictors: Collection[Predictor]) -> str:
+    named = {predictor.card.dataset: predictor.path for predictor in predictors}
+    if "" in named:
+        raise UserError(f"{named['']} does not say what it was trained on; name it by --data")
+    if len(named) > 1:
+        (data, path), (other, other_path) = list(named.items())[:2]
+        raise UserError(
+            f"{path} was trained on {data} and {other_path} on {other}; name the images to "
+            "compare them on by --data"
+        )
+    return next(iter(named))
+
+
+def _check_json(path: Path | None) -> None:
+    if path is not None and path.is_dir():
+        raise UserError(f"--json {path} is a folder; name the file to write")
 
 
 def _newest() -> Path:

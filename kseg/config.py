@@ -150,6 +150,8 @@ class EvalConfig:
     """Size fed to the model, pixels. Default: the model's own."""
     limit: Count = None
     """Use only the first N images."""
+    metrics: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
+    """Measure these, too, in more time; `kseg metrics` lists them."""
     crf: Switch = False
     """Refine the labels by the dense CRF of DeepLab, at the image's own size."""
     crf_parameters: CrfParameters = None
@@ -170,6 +172,24 @@ class EvalConfig:
     """Average the probabilities of the image and of its mirror image."""
     scales: Scales = ()
     """Average the probabilities at these scales of the image; files of one size need --tile."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write one HTML page on a run: numbers, curves, classes, images, what to try next."""
+
+    model: Annotated[Positional[Path | None], arg(metavar="RUN|FILE", help_behavior_hint="")] = None
+    """Run folder, or a model file. Default: the newest run."""
+    data: Text = None
+    """Data set, NAME[:PATH]. Default: the one the model was trained on."""
+    split: str = "val"
+    """Which part of the data set."""
+    limit: Count = None
+    """Use only the first N images."""
+    last: Switch = False
+    """Take last.keras of the run instead of best.keras."""
+    out: Annotated[Path | None, arg(metavar="FILE.html", help_behavior_hint="")] = None
+    """Where the page goes. Default: RUN/report.html, or NAME-report.html beside the file."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +220,24 @@ class PredictConfig:
     """Average the probabilities of the image and of its mirror image."""
     scales: Scales = ()
     """Average the probabilities at these scales of the image; files of one size need --tile."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Tell whether one model is better than another on the same images."""
+
+    a: Annotated[Positional[Path], arg(metavar="A")]
+    """Run folder, model file, or what `kseg evaluate --json` wrote: compared with."""
+    b: Annotated[Positional[Path], arg(metavar="B")]
+    """The same of the model in question."""
+    data: Text = None
+    """Data set, NAME[:PATH]. Default: the one the models were trained on."""
+    split: str = "val"
+    """Which part of the data set."""
+    limit: Count = None
+    """Use only the first N images."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the result here, fractions of 1."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +349,14 @@ class LossesConfig:
 
     name: Name = None
     """Show this one: what it is, its options, its source."""
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """List the metrics, or show what one measures."""
+
+    name: Name = None
+    """Show this one: what it measures, its formula, its source."""
 
 
 @dataclass(frozen=True)

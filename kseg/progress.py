@@ -14,6 +14,7 @@ from kseg.config import TrainConfig
 
 LINES = 20  # plain lines of a whole training in a pipe
 _MEMORY = 20  # steps that the shown speed is averaged over
+_COMPILED = 2  # steps at the start of a process that are slow
 
 
 class Display:
@@ -98,6 +99,48 @@ class Display:
         if passed:
             self._rate = (len(self._times) - 1) / passed
         return self._rate
+
+
+class Pace:
+    """Mean loss and speed of the steps since the last row, and how long they waited for data."""
+
+    def __init__(self, batch_size: int) -> None:
+        """Begin; the first two steps are compiled while they run, so their time is left out."""
+        self._batch_size = batch_size
+        self._losses: list[float] = []
+        self._waiting = self._working = 0.0
+        self._steps = self._timed = 0
+        self._since = time.monotonic()
+
+    def waits(self) -> None:
+        """Say that the next batch is waited for from now on."""
+        self._since = time.monotonic()
+
+    def works(self) -> None:
+        """Say that a batch has come."""
+        self._waiting += self._passed() if self._steps >= _COMPILED else 0.0
+
+    def done(self, loss: float) -> None:
+        """Say that its step is finished."""
+        if self._steps >= _COMPILED:
+            self._working += self._passed()
+            self._timed += 1
+        self._steps += 1
+        self._losses.append(loss)
+
+    def row(self) -> dict[str, float]:
+        """Return what `Run.steps_file` holds of these steps, and begin anew."""
+        whole = self._waiting + self._working
+        row = {"loss": sum(self._losses) / len(self._losses)}
+        if whole:
+            row["images_per_second"] = self._timed * self._batch_size / whole
+            row["waiting"] = self._waiting / whole
+        self._losses, self._waiting, self._working, self._timed = [], 0.0, 0.0, 0
+        return row
+
+    def _passed(self) -> float:
+        before, self._since = self._since, time.monotonic()
+        return self._since - before
 
 
 @contextlib.contextmanager

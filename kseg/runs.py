@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from kseg.version import VERSION
 
 RUNS = Path("runs")
 COLUMNS = ("step", "loss", "learning_rate", "images_per_second", "miou", "pixel_accuracy")
+STEP_COLUMNS = ("step", "loss", "learning_rate", "images_per_second", "waiting")
 _WITNESSES = ("keras", "tensorflow", "numpy")
 
 
@@ -27,7 +28,10 @@ class Run:
 
     Attributes:
         folder: the run folder.
-        config_file, metrics_file, best, last, checkpoints, preview, export: what it holds.
+        config_file, best, last, checkpoints, preview, export: what it holds.
+        metrics_file: a row for each validation.
+        steps_file: a row for each hundredth of the training; "waiting" is the share of the time in
+            which it waited for data.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,6 +39,7 @@ class Run:
         self.folder = Path(folder)
         self.config_file = self.folder / "config.json"
         self.metrics_file = self.folder / "metrics.csv"
+        self.steps_file = self.folder / "steps.csv"
         self.best = self.folder / "best.keras"
         self.last = self.folder / "last.keras"
         self.checkpoints = self.folder / "checkpoints"
@@ -115,23 +120,25 @@ class Run:
 
 
 class MetricsFile:
-    """The table metrics.csv: one row every so many steps, rewritten whole and atomically."""
+    """A table of a run: one row every so many steps, rewritten whole and atomically."""
 
-    def __init__(self, path: Path, *, until: int) -> None:
+    def __init__(self, path: Path, *, until: int, columns: Sequence[str] = COLUMNS) -> None:
         """Open the table.
 
         Args:
             path: the file; it need not exist.
+            columns: their names, "step" among them.
             until: rows of later steps are forgotten: a resumed training writes them again.
         """
         self._path = path
+        self._columns = columns
         self.rows = [row for row in _rows(path) if int(row["step"]) <= until]
 
     def add(self, row: Mapping[str, float]) -> None:
         """Add a row by the names of its columns; those without a value stay empty."""
-        self.rows.append({name: _text(row.get(name)) for name in COLUMNS})
+        self.rows.append({name: _text(row.get(name)) for name in self._columns})
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self._path, text.getvalue())

@@ -28,16 +28,17 @@ from kseg.files import clear_leftovers, replacing
 from kseg.inference import Predictor, load, run_model
 from kseg.losses.class_weights import weights_for
 from kseg.optimizers import make_optimizer
-from kseg.progress import Display
+from kseg.progress import Display, Pace
 from kseg.quantization import quantization_aware
 from kseg.registry import LOSSES, MODELS
 from kseg.resolve import backbone_weights, check, option_texts, resolve
-from kseg.runs import MetricsFile, Run
+from kseg.runs import STEP_COLUMNS, MetricsFile, Run
 from kseg.summaries import summarise, summarise_pictures, write_preview
 from kseg.version import VERSION
 from kseg.weights import initialise_from, of_backbone
 
 log = logging.getLogger(__name__)
+ROWS = 100  # of steps.csv
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ class _Training:
             self.engine.restore(tensors, finished=step)
             self.best = facts["best"]
         self.metrics = MetricsFile(self.run.metrics_file, until=step)
+        self.steps = MetricsFile(self.run.steps_file, until=step, columns=STEP_COLUMNS)
 
     def loop(self, stop: Callable[[], bool], callbacks: Sequence[keras.callbacks.Callback]) -> None:
         """Train from the engine's step to the end, validating and saving on the way."""
@@ -190,11 +192,14 @@ class _Training:
         engine.model.stop_training = False
         calls.on_train_begin()
         writer = tf.summary.create_file_writer(str(self.run.tensorboard))
+        pace = Pace(config.batch_size)
         with Display(config, done=engine.finished) as display, writer.as_default():
             display.started(models.trainable_parameters(engine.model))
             calls.on_epoch_begin(self._epoch())
             for image, mask in self.strategy.experimental_distribute_dataset(batches):
-                self._step(image, mask, display, calls)
+                pace.works()
+                self._step(image, mask, display, calls, pace)
+                pace.waits()
                 if engine.model.stop_training:
                     break
                 if stop() and engine.finished < config.steps:
@@ -211,6 +216,7 @@ class _Training:
         mask: tf.Tensor,
         display: Display,
         calls: keras.callbacks.CallbackList,
+        pace: Pace,
     ) -> None:
         """Train on one batch; validate and save where it is time to."""
         config, engine = self.config, self.engine
@@ -218,6 +224,9 @@ class _Training:
         calls.on_train_batch_begin(engine.finished)
         loss = float(engine.step(image, mask))
         step = engine.finished
+        pace.done(loss)
+        if step % max(1, config.steps // ROWS) == 0 or step == config.steps:
+            self.steps.add({"step": step, "learning_rate": rate} | pace.row())
         calls.on_train_batch_end(step - 1, {"loss": loss})
         display.update(step, loss=loss, learning_rate=rate)
         self._check_loss(loss)

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from street import SIZE, draw
 
-from kseg.export.page import Picture, certificate_page
+from kseg.export.page import certificate_page
+from kseg.html.pictures import Picture
 
 PALETTE = ((128, 64, 128), (220, 20, 60), (0, 0, 142))
 NASTY = "<script>alert('sky')</script>"

@@ -1,5 +1,7 @@
 """Every command through `main`, as a user types it: what it writes, prints and refuses."""
 
+import csv
+import itertools
 import json
 import re
 import subprocess
@@ -16,20 +18,21 @@ from kseg import card as cards
 from kseg.card import ModelCard
 from kseg.cli import main
 from kseg.config import TrainConfig
-from kseg.progress import Display
+from kseg.progress import Display, Pace
 from kseg.registry import MODELS
 from kseg.train import _other_options
 
 COMMANDS = (
-    "train evaluate predict export verify inspect models backbones losses datasets weights".split()
-)
+    "train evaluate compare predict export verify inspect models backbones losses metrics datasets "
+    "weights"
+).split()
 
 
 def test_help_of_every_command_loads_neither_tensorflow_nor_keras():
     code = f"""
 import sys
 from kseg.cli import main
-from kseg.progress import Display
+from kseg.progress import Display, Pace
 from kseg.registry import MODELS
 for command in {COMMANDS}:
     assert main([command, "--help"]) == 0, command
@@ -136,7 +139,29 @@ def test_a_run_folder_holds_what_it_should(run_folder):
     lines = (run_folder / "metrics.csv").read_text().splitlines()
     assert lines[0].startswith("step,loss,learning_rate,images_per_second,miou")
     assert [line.split(",")[0] for line in lines[1:]] == ["3", "6"]
+    steps = list(csv.DictReader((run_folder / "steps.csv").read_text().splitlines()))
+    assert [row["step"] for row in steps] == list("123456")
+    # The first two steps are compiled while they run.
+    assert [row["step"] for row in steps if not row["waiting"]] == ["1", "2"]
+    assert all(0 <= float(row["waiting"]) <= 1 for row in steps[2:])
     assert not list(run_folder.rglob(".writing-*"))
+
+
+def test_pace_by_a_clock_of_our_own(monkeypatch):
+    """After two steps: waiting 1 and 3 s, working 2 and 2 s, 8 images in all."""
+    clock = itertools.chain([0], [0] * 2, iter([0, 1, 3, 3, 6, 8]))
+    monkeypatch.setattr("kseg.progress.time.monotonic", lambda: next(clock))
+    pace = Pace(batch_size=4)
+    for loss in (9.0, 7.0):
+        pace.waits()
+        pace.works()
+        pace.done(loss)
+    assert pace.row() == {"loss": 8.0}
+    for loss in (3.0, 1.0):
+        pace.waits()
+        pace.works()
+        pace.done(loss)
+    assert pace.row() == {"loss": 2.0, "images_per_second": 1.0, "waiting": 0.5}
 
 
 def test_a_run_folder_is_not_taken_twice(run_folder, street, capsys):

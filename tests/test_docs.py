@@ -60,7 +60,7 @@ def test_what_comes_back_is_described(item):
     assert inspect.isclass(item) or section(docstring(item), "Returns")
 
 
-@pytest.mark.parametrize("item", cases(MODELS, BACKBONES, LOSSES))
+@pytest.mark.parametrize("item", cases(*DOCUMENTED_BY_ARGUMENT))
 def test_source_is_named(item):
     assert re.search(r"^Source:", docstring(item), re.MULTILINE)
 

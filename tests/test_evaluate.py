@@ -7,9 +7,12 @@ import pytest
 from rich.console import Console
 
 from kseg.data.dataset import ArrayDataset
+from kseg.data.pipeline import free_memory
 from kseg.errors import UserError
-from kseg.evaluate import evaluate
+from kseg.evaluate import Evaluation, evaluate
+from kseg.machine import whole_memory
 from kseg.metrics import ConfusionMatrix
+from kseg.metrics.per_image import fingerprint
 from kseg.predict import predict_files
 
 CLASSES = ("road", "sky", "car")
@@ -45,6 +48,7 @@ class Copy:
     path: str = "copy.keras"
     offset: int = 0
     classes_known: bool = True
+    output: str = "logits"
     settled: tuple = ()
     refinements: tuple = ()
     sizes: list = field(default_factory=list)
@@ -110,10 +114,20 @@ def test_json_holds_fractions_and_null_for_an_absent_class(tmp_path):
     for name in ("miou", "pixel_accuracy", "mean_accuracy", "fwiou", "dice"):
         assert read[name] == 1
     assert read["classes"] == [
-        {"id": 0, "name": "road", "iou": 1.0},
-        {"id": 1, "name": "sky", "iou": 1.0},
-        {"id": 2, "name": "car", "iou": None},
+        {"id": 0, "name": "road", "iou": 1.0, "interval": [1, 1]},
+        {"id": 1, "name": "sky", "iou": 1.0, "interval": [1, 1]},
+        {"id": 2, "name": "car", "iou": None, "interval": None},
     ]
+    assert read["intervals"] == {
+        "level": 0.95,
+        "draws": 1000,
+        "miou": [1, 1],
+        "pixel_accuracy": [1, 1],
+        "miou_of_images": [1, 1],
+    }
+    assert read["conventions"]["miou_absent_as_zero"] == pytest.approx(2 / 3)
+    assert read["conventions"]["miou_without_background"] is None
+    assert read["metrics"] == {}
 
 
 def test_table_ends_with_miou():
@@ -126,6 +140,137 @@ def test_table_ends_with_miou():
     assert "road" in lines[2] and "1.0000" in lines[2]
     assert "car" in lines[4] and "absent" in lines[4]
     assert "mIoU" in lines[-1] and "1.0000" in lines[-1]
+
+
+class Unsure(Copy):
+    """Gives the class it answers 0.8, and keeps whether it was asked."""
+
+    asked: int = 0
+
+    def probabilities(self, image, *, size=None):
+        self.asked += 1
+        return np.eye(3)[self.predict(image)] * 0.7 + 0.1
+
+
+def test_images_are_kept_one_by_one():
+    class Best(Copy):
+        def predict(self, image, *, size=None):
+            # Wrong in one pixel of the third image, in two of the first.
+            labels = super().predict(image, size=size)
+            wrong = {12: 2, 14: 1}.get(image.shape[0], 0)
+            labels[0, :wrong] = 2
+            return labels
+
+    found = evaluate(Best(), Drawn(), split="val")
+    names = [one.name for one in found.per_image.images]
+    assert names == [f"drawn val #{index}" for index in range(4)]
+    np.testing.assert_array_equal(found.per_image.total(), found.confusion.matrix)
+    for index in range(4):
+        image, mask = Drawn().sample("val", index)
+        expected = ConfusionMatrix(3)
+        expected.update(mask, Best().predict(image))
+        np.testing.assert_array_equal(found.per_image.matrix(index), expected.matrix)
+        np.testing.assert_array_equal(found.per_image.tallies()[index], expected.tallies)
+        assert found.per_image.mious()[index] == pytest.approx(expected.miou)
+    assert found.per_image.ranked()[2:] == [1, 3]  # perfect ones, in their order
+    assert set(found.per_image.ranked()[:2]) == {0, 2}
+    assert len({one.mask for one in found.per_image.images}) == 4
+
+
+def test_images_without_a_valid_pixel_have_no_rank():
+    class Half(Drawn):
+        def sample(self, split, index):
+            return super().sample("ignored" if index == 1 else split, index)
+
+    assert evaluate(Copy(), Half(), split="val").per_image.ranked() == [0, 2, 3]
+
+
+def test_fingerprints_tell_masks_apart():
+    mask = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    assert fingerprint(mask) == fingerprint(mask.T.copy().T)
+    assert fingerprint(mask) != fingerprint(mask.reshape(3, 2))
+    assert fingerprint(mask) != fingerprint(mask + np.uint8(1))
+
+
+def test_further_metrics_are_measured_shown_and_written():
+    predictor = Unsure()
+    names = ("boundary_f1", "boundary_iou", "calibration", "sizes", "trimap")
+    found = evaluate(predictor, Drawn(), split="val", metrics=names)
+    assert predictor.asked == 4
+    assert len(found.tables()) == 5
+    written = json.loads(json.dumps(found.to_json(), allow_nan=False))["metrics"]
+    assert tuple(written) == names
+    assert written["calibration"]["ece"] == pytest.approx(0.2, abs=1e-6)  # right, and 0.8 sure
+    assert written["boundary_iou"]["boundary_iou"] == written["boundary_f1"]["boundary_f1"] == 1
+    assert written["trimap"]["miou"][0] == 1
+    assert written["sizes"]["recall"][0] == 1
+
+
+def test_probabilities_are_made_only_where_they_are_needed():
+    predictor = Unsure()
+    evaluate(predictor, Drawn(), split="val", metrics=("sizes",))
+    assert predictor.asked == 0
+
+
+def test_metrics_that_cannot_be_had_are_refused_before_anything_is_read():
+    with pytest.raises(UserError, match="no metric 'boundry_f1'; did you mean boundary_f1"):
+        evaluate(Copy(), Drawn(), split="val", metrics=("boundry_f1",))
+    predictor = Copy(path="int8.tflite", output="classes")
+    with pytest.raises(UserError, match="int8.tflite gives a class map, .*--output logits"):
+        evaluate(predictor, Drawn(), split="val", metrics=("trimap", "calibration"))
+    assert not predictor.sizes
+    assert evaluate(predictor, Drawn(), split="val", metrics=("trimap",)).metrics
+
+
+def test_the_table_has_intervals_within_80_columns():
+    class Noisy(Copy):
+        def predict(self, image, *, size=None):
+            labels = super().predict(image, size=size)
+            labels[:: image.shape[0] % 4 + 2] = 1
+            return labels
+
+    result = evaluate(Noisy(), Drawn(), split="val")
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(result.table())
+    lines = capture.get().splitlines()
+    miou = next(line.replace("│", "").split() for line in lines if "mIoU  " in line[:8])
+    low, high = result.intervals.miou
+    assert miou == ["mIoU", f"{result.miou:.4f}", f"{low:.4f}", "to", f"{high:.4f}"]
+    assert low < result.miou < high
+    assert max(map(len, lines)) <= 80
+    alone = evaluate(Noisy(), Drawn(), split="val", limit=1)
+    with console.capture() as capture:
+        console.print(alone.table())
+    assert " to " not in capture.get()  # one image has no interval
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (("sky", "road", "car"), "the class 'sky' where drawn has 'road' .id 0."),
+        (("road", "sky", "bus"), "the class 'bus' where drawn has 'car' .id 2."),
+    ],
+)
+def test_classes_that_the_model_does_not_have_are_refused(classes, told):
+    with pytest.raises(UserError, match=f"copy.keras has {told}"):
+        evaluate(Copy(classes=classes), Drawn(), split="val")
+
+
+@pytest.mark.parametrize("classes", [("Road", "sky_", "CAR"), ("class 0", "sky", "2")])
+def test_names_that_mean_the_same_or_nothing_are_taken(classes):
+    assert evaluate(Copy(classes=classes), Drawn(), split="val").miou == 1
+
+
+def test_what_is_read_again_is_what_was_written(tmp_path):
+    found = evaluate(Copy(offset=1), Drawn(), split="val")
+    found.save_json(tmp_path / "e.json")
+    read = Evaluation.load_json(tmp_path / "e.json")
+    assert read.to_json() == found.to_json()
+    np.testing.assert_array_equal(read.confusion.matrix, found.confusion.matrix)
+    # A line for each image, so that the file can be read by a person.
+    lines = (tmp_path / "e.json").read_text().splitlines()
+    assert sum('"cells"' in line for line in lines) == 4
 
 
 def test_another_number_of_classes_is_refused():
@@ -150,3 +295,7 @@ def test_evaluation_and_prediction_agree(tmp_path):
         confusion.update(mask, np.asarray(ids))
     assert confusion.miou == 1
     assert math.isnan(confusion.iou[2])
+
+
+def test_there_is_no_more_memory_free_than_there_is():
+    assert 0 < free_memory() <= whole_memory()

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 REQUIREMENTS = (ROOT / "requirements.txt").read_text().splitlines()
+PAGES = ("*.css", "*.jinja", "*.js")
 SETUPTOOLS = importlib.metadata.version("setuptools")
 
 
@@ -94,6 +95,7 @@ def test_wheel_holds_kseg_alone(tmp_path):
 def expected_files() -> set[str]:
     kseg = [file.relative_to(ROOT) for file in (ROOT / "kseg").rglob("*.py")]
     kseg += [file.relative_to(ROOT) for file in (ROOT / "kseg" / "recipes").glob("*.toml")]
+    kseg += [path.relative_to(ROOT) for kind in PAGES for path in (ROOT / "kseg").rglob(kind)]
     kseg.append(Path("kseg/models/table.json"))
     export = [Path("kseg") / file.relative_to(ROOT) for file in (ROOT / "export").rglob("*.py")]
     export.append(Path("kseg/export/certificate.html.jinja"))

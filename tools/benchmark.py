@@ -9,6 +9,7 @@ from tools.benchmarks.crf import Crf, benchmark_crf
 from tools.benchmarks.export import Export, benchmark_export
 from tools.benchmarks.input import Input, benchmark_input
 from tools.benchmarks.memory import Memory, benchmark_memory
+from tools.benchmarks.metrics import Metrics, benchmark_metrics
 from tools.benchmarks.quantize import Quantize, benchmark_quantize
 from tools.benchmarks.train import Train, benchmark_train
 
@@ -16,6 +17,7 @@ PARTS = {
     Input: benchmark_input,
     Crf: benchmark_crf,
     Memory: benchmark_memory,
+    Metrics: benchmark_metrics,
     Train: benchmark_train,
     Export: benchmark_export,
     Quantize: benchmark_quantize,

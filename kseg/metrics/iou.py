@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.table import Table
 
 from kseg.registry import METRICS
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     import keras
 
 IDS = 256
+_BLOCK = 2**16  # pixels
 
 
 @METRICS.register("iou")
@@ -51,6 +54,8 @@ class ConfusionMatrix:
         (0.95, 0.475)
     """
 
+    needs_probabilities = False
+
     def __init__(self, num_classes: int, ignore_label: int = 255) -> None:
         if not 1 <= num_classes < IDS or not 0 <= ignore_label < IDS:
             raise ValueError(
@@ -86,37 +91,42 @@ class ConfusionMatrix:
         self.matrix += pairs[: self.num_classes, : self.num_classes]
 
     @property
+    def tallies(self) -> np.ndarray:
+        """Right, true and predicted pixels of each class, (3, num_classes) int64."""
+        return np.stack([np.diag(self.matrix), self.matrix.sum(axis=1), self.matrix.sum(axis=0)])
+
+    @property
     def pixel_accuracy(self) -> float:
         """Share of the valid pixels that are right."""
-        return float(_ratio(np.trace(self.matrix), self.matrix.sum()))
+        return float(pixel_accuracies(self.tallies))
 
     @property
     def mean_accuracy(self) -> float:
         """Mean over classes of the share of their true pixels that are right."""
-        return _mean(_ratio(np.diag(self.matrix), self.matrix.sum(axis=1)))
+        right, true, _ = self.tallies
+        return float(present_mean(ratio(right, true)))
 
     @property
     def iou(self) -> np.ndarray:
         """Intersection over union, (num_classes,) float64, NaN for an absent class."""
-        hits = np.diag(self.matrix)
-        return _ratio(hits, self.matrix.sum(axis=0) + self.matrix.sum(axis=1) - hits)
+        return class_ious(self.tallies)
 
     @property
     def miou(self) -> float:
         """Mean IoU over the classes that are not absent."""
-        return _mean(self.iou)
+        return float(present_mean(self.iou))
 
     @property
     def fwiou(self) -> float:
         """Mean IoU weighted with how many true pixels a class has."""
         true = self.matrix.sum(axis=1)
-        return float(_ratio(np.nansum(true * self.iou), true.sum()))
+        return float(ratio(np.nansum(true * self.iou), true.sum()))
 
     @property
     def dice(self) -> float:
         """Mean Dice coefficient (F1 score) over the classes that are not absent."""
-        rows, columns = self.matrix.sum(axis=1), self.matrix.sum(axis=0)
-        return _mean(_ratio(2 * np.diag(self.matrix), rows + columns))
+        right, true, predicted = self.tallies
+        return float(present_mean(ratio(2 * right, true + predicted)))
 
     def result(self) -> dict[str, float | np.ndarray]:
         """Return every number by its name; `iou` is the array, the others are floats."""
@@ -128,6 +138,14 @@ class ConfusionMatrix:
             "dice": self.dice,
             "iou": self.iou,
         }
+
+    def table(self, classes: Sequence[str]) -> Table:
+        """Return every number that is not of a single class."""
+        table = Table("of the whole set", "")
+        for name, value in self.result().items():
+            if name != "iou":
+                table.add_row(name, f"{value:.4f}")
+        return table
 
     def _check(self, totals: np.ndarray, what: str, allowed: set[int]) -> None:
         found = [i for i in np.flatnonzero(totals) if i >= self.num_classes and i not in allowed]
@@ -148,30 +166,62 @@ def _ids(values: np.ndarray | keras.KerasTensor, what: str) -> np.ndarray:
         raise ValueError(
             f"the {what} holds ids from {ids.min()} to {ids.max()}; ids are 0 to {IDS - 1}"
         )
-    return ids.astype(np.uint16).ravel()
+    return ids.astype(np.uint8, copy=False)
 
 
 def count_pairs(mask: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """Return how often each id of 0..255 in `mask` meets each in `prediction`: (256, 256) int64.
 
     Args:
-        mask: ids, any shape, uint8 or uint16.
+        mask: ids, any shape, uint8.
         prediction: ids, same shape.
     """
     # The code is label * 256 + prediction, not label * C + prediction: with room for every id,
     # ignored pixels need no masking pass, and a wrong id shows in a cell of its own instead of
     # being counted in another's. In NumPy, because bincount of keras.ops is slower on the CPU
-    # (500 against 150 MPix/s with TensorFlow, 40 with JAX) and the maps are small to fetch.
-    codes = mask.ravel() * np.uint16(IDS) + prediction.ravel()
-    pairs = np.bincount(codes, minlength=IDS * IDS)
-    return pairs.reshape(IDS, IDS)
+    # (500 against 150 MPix/s with TensorFlow, 40 with JAX) and the maps are small to fetch. In
+    # blocks, because bincount makes 8 bytes of each pixel, which so stay in the cache; with
+    # labels moved on by one, so that 255 becomes 0 and the counts of few classes are few, too.
+    mask, prediction = mask.ravel(), prediction.ravel()
+    pairs = np.zeros(IDS * IDS, np.int64)
+    for start in range(0, len(mask), _BLOCK):
+        codes = (mask[start : start + _BLOCK] + np.uint8(1)).astype(np.uint16)
+        codes <<= 8
+        codes |= prediction[start : start + _BLOCK]
+        found = np.bincount(codes)
+        pairs[: len(found)] += found
+    return np.roll(pairs.reshape(IDS, IDS), -1, axis=0)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def class_ious(tallies: np.ndarray) -> np.ndarray:
+    """Return the IoU of each class, (..., C) float64, NaN for a class neither true nor predicted.
+
+    Args:
+        tallies: right, true and predicted pixels of each class, (..., 3, C).
+
+    Example:
+        One of two true pixels of a class is found, and two others are taken for it: 1 / 4.
+
+        >>> class_ious(np.array([[1], [2], [3]]))
+        array([0.25])
+    """
+    right, true, predicted = np.moveaxis(tallies, -2, 0)
+    return ratio(right, true + predicted - right)
+
+
+def pixel_accuracies(tallies: np.ndarray) -> np.ndarray:
+    """Return the share of valid pixels that are right, (...), of `tallies` as in `class_ious`."""
+    right, true, _ = np.moveaxis(tallies, -2, 0).sum(axis=-1)
+    return ratio(right, true)
+
+
+def present_mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean along the last axis of what is not NaN; NaN where nothing is left."""
+    known = ~np.isnan(values)
+    return ratio(np.where(known, values, 0).sum(axis=-1), known.sum(axis=-1))
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole, float64; NaN where the whole is 0."""
     whole = np.asarray(whole, np.float64)
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-
-
-def _mean(values: np.ndarray) -> float:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if len(present) else float("nan")

@@ -22,6 +22,9 @@ from kseg.models import inference_model, parse_options
 
 INT8_FASTER = 2.5  # times the float file
 FLOAT_SLOWER = 1.1  # times onnxruntime on the tf2onnx file of the same net
+# Seconds: onnxruntime's threads wait for more work with the processor busy, and would take
+# LiteRT's second core.
+PAUSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,11 @@ def written(options: Export, folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def interleaved(runs: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Return the median milliseconds of each function; each turn calls all of them."""
+    """Return the median milliseconds of each function; each turn calls all, with pauses."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             run()
             if turn:  # the first one warms up
