@@ -27,6 +27,8 @@ from kseg.registry import Registry
 from kseg.version import VERSION
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from kseg.data.dataset import Dataset
     from kseg.evaluate import Evaluation
     from kseg.inference import Predictor
@@ -99,6 +101,7 @@ def evaluate(config: c.EvalConfig) -> int:
     from kseg.quiet import load_tensorflow
 
     load_tensorflow()
+    from kseg.data.pipeline import read_samples
     from kseg.evaluate import evaluate
     from kseg.progress import counting
 
@@ -117,6 +120,9 @@ def evaluate(config: c.EvalConfig) -> int:
         )
     for table in (*result.tables(), result.table()):
         _show(table)
+    if _tiles(config):
+        image, _ = next(read_samples(dataset, config.split, limit=1))
+        result = replace(result, tiles_apart=_tiles_apart(predictor, image))
     if config.json is not None:
         result.save_json(config.json)
     return 0
@@ -148,7 +154,7 @@ def report(config: c.ReportConfig) -> int:
 
 def predict(config: c.PredictConfig) -> int:
     """Label images and say where the results are."""
-    from kseg.predict import predict_files
+    from kseg.predict import pictures, predict_files
     from kseg.progress import counting
     from kseg.quiet import load_tensorflow
 
@@ -158,6 +164,8 @@ def predict(config: c.PredictConfig) -> int:
     with counting("labelling") as on_image:
         written = predict_files(predictor, config.images, config.out, on_image=on_image)
     print(f"{len(written)} image{'s' if len(written) != 1 else ''} labelled: {config.out}")
+    if _tiles(config):
+        _tiles_apart(predictor, next(pictures(config.images, config.out)))
     return 0
 
 
@@ -374,13 +382,54 @@ def _dataset(data: str | None, predictor: Predictor) -> Dataset:
 def _opened(path: Path, config: c.EvalConfig | c.PredictConfig) -> Predictor:
     from kseg.inference import load
 
-    predictor = load(path, eval_size=config.eval_size, last=config.last)
+    predictor = _looking_often(load(path, eval_size=config.eval_size, last=config.last), config)
     refinements = _refinements(config)
     if not refinements:
         return predictor
     from kseg.refinement import RefinedPredictor
 
     return RefinedPredictor.of(predictor, refinements)
+
+
+def _looking_often(predictor: Predictor, config: c.EvalConfig | c.PredictConfig) -> Predictor:
+    """Put flips, tiles and scales around a predictor, as the configuration says."""
+    if config.flip:
+        from kseg.averaging import FlippedPredictor
+
+        predictor = FlippedPredictor.of(predictor)
+    if _tiles(config):
+        from kseg.tiling import TiledPredictor
+
+        predictor = TiledPredictor.of(predictor, overlap=config.tile_overlap)
+    if config.scales:
+        from kseg.averaging import ScaledPredictor
+
+        predictor = ScaledPredictor.of(predictor, config.scales)
+    return predictor
+
+
+def _tiles(config: c.EvalConfig | c.PredictConfig) -> bool:
+    return config.tile or config.tile_overlap is not None
+
+
+def _tiles_apart(predictor: Predictor, image: np.ndarray | Path) -> float | None:
+    """Print, and return, the share of labels that tiles change against the whole image."""
+    from kseg.tiling import apart, tiles_of
+
+    try:
+        found = apart(tiles_of(predictor), image)
+    except UserError as error:  # no fault here: a file of one size can be used in tiles
+        print(f"tiles: not compared with the whole image, since {error}")
+        return None
+    if found is None:
+        print("tiles: not compared with the whole image, since one tile holds the first image")
+        return None
+    height, width = found.size
+    print(
+        f"tiles change {found.share:.2%} of the whole image's labels "
+        f"(first image, middle {height} x {width})"
+    )
+    return found.share
 
 
 def _refinements(config: c.EvalConfig | c.PredictConfig) -> list[Refinement]:

@@ -41,6 +41,7 @@ CrfParameters = Annotated[
     arg(metavar="W1 SIGMA_ALPHA SIGMA_BETA", help_behavior_hint=""),
 ]
 WEIGHTINGS = "none|inverse|median|effective[:BETA]|sqrt|enet|FILE"
+Scales = Annotated[tuple[float, ...], arg(metavar="S S ...", help_behavior_hint="")]
 Quantization = Literal["float16", "dynamic", "int8", "int16x8", "qat"]
 Input = Literal["uint8", "float"]
 Output = Literal["classes", "logits", "probabilities"]
@@ -170,6 +171,14 @@ class EvalConfig:
     """Take last.keras of the run instead of best.keras."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the result here, fractions of 1."""
+    tile: Switch = False
+    """Keep the image's own pixels: cut tiles of the model's size, and blend their borders."""
+    tile_overlap: Count = None
+    """The same with tiles that share N pixels. Default: a quarter of a tile's shorter side."""
+    flip: Switch = False
+    """Average the probabilities of the image and of its mirror image."""
+    scales: Scales = ()
+    """Average the probabilities at these scales of the image; files of one size need --tile."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +219,14 @@ class PredictConfig:
     """Label about N superpixels an image (SLIC) as wholes; before the CRF, if both are named."""
     last: Switch = False
     """Take last.keras of the run instead of best.keras."""
+    tile: Switch = False
+    """Keep the image's own pixels: cut tiles of the model's size, and blend their borders."""
+    tile_overlap: Count = None
+    """The same with tiles that share N pixels. Default: a quarter of a tile's shorter side."""
+    flip: Switch = False
+    """Average the probabilities of the image and of its mirror image."""
+    scales: Scales = ()
+    """Average the probabilities at these scales of the image; files of one size need --tile."""
 
 
 @dataclass(frozen=True)

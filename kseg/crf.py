@@ -18,7 +18,7 @@ from kseg.errors import UserError
 from kseg.inference import Predictor, feed
 from kseg.metrics.iou import ConfusionMatrix
 from kseg.permutohedral import GaussianFilter
-from kseg.refinement import best_classes, softmax
+from kseg.probabilities import best_classes
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -151,7 +151,7 @@ class Predictions:
     """The samples that `search` takes, from a predictor and a labelled split.
 
     Attributes:
-        predictor: gives logits; asked anew each time the samples are gone through.
+        predictor: gives probabilities; asked anew each time the samples are gone through.
         dataset: labelled images.
         split: which of its splits.
         limit: only the first so many images; 100, as in the papers.
@@ -173,8 +173,8 @@ class Predictions:
         from kseg.data.pipeline import read_samples
 
         for image, mask in read_samples(self.dataset, self.split, limit=self.limit):
-            logits = self.predictor.logits(image, size=mask.shape)
-            yield softmax(logits), feed(image, mask.shape), mask
+            probabilities = self.predictor.probabilities(image, size=mask.shape)
+            yield probabilities, feed(image, mask.shape), mask
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,11 @@ class Evaluation:
         images: how many images were evaluated.
         file: the model file.
         settled: of a layer cascade, the share of pixels that each stage settled; else empty.
-        refinements: what stood behind the model, as "DenseCRF(w1=4.0, ...)".
+        refinements: what stood around the model, as "flip" or "DenseCRF(w1=4.0, ...)".
         per_image: the same counts of each image by itself, in the order of the data set.
         metrics: what else was asked for, by name.
+        tiles_apart: share of the labels, 0..1, that tiles change against the whole image; None
+            where that was not measured.
     """
 
     confusion: ConfusionMatrix
@@ -63,6 +65,7 @@ class Evaluation:
     refinements: tuple[str, ...] = ()
     per_image: PerImage = field(default_factory=lambda: PerImage(0, ()))
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    tiles_apart: float | None = None
 
     @property
     def miou(self) -> float:
@@ -112,6 +115,7 @@ class Evaluation:
             "conventions": plain(self.conventions),
             "metrics": {name: plain(metric.result()) for name, metric in self.metrics.items()},
             "per_image": [image.to_json() for image in self.per_image.images],
+            **({"tiles_apart": self.tiles_apart} if self.tiles_apart is not None else {}),
         }
 
     @staticmethod
@@ -142,6 +146,7 @@ class Evaluation:
                 settled=tuple(raw.get("settled", ())),
                 refinements=tuple(raw.get("refinements", ())),
                 per_image=images,
+                tiles_apart=raw.get("tiles_apart"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged: {error}; write it again") from error

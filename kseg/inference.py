@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from kseg import card as cards
 from kseg import resize, runtimes
 from kseg.card import ModelCard
 from kseg.data.dataset import voc_palette
 from kseg.errors import Failure, UserError
+from kseg.image_files import opened_image
+from kseg.probabilities import as_logits, softmax
 from kseg.published.checkpoint import refuse_checkpoint
 from kseg.runs import Run
 
 if TYPE_CHECKING:
     import keras
 
-_UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError)
 TAKEN = "a run folder, a .keras file, a .tflite file, an .onnx file or a SavedModel folder"
 
 
@@ -88,7 +89,7 @@ class Predictor:
 
     @property
     def refinements(self) -> tuple[object, ...]:
-        """What changes the probabilities before a class is taken: nothing."""
+        """What stands around the model until a class is taken: nothing."""
         return ()
 
     @property
@@ -113,7 +114,7 @@ class Predictor:
         Returns:
             (h, w) uint8 class ids.
         """
-        pixels = _pixels(image)
+        pixels = pixels_of(image)
         return self.labels(self.forward(pixels), size or pixels.shape[:2])
 
     def class_map(self, image: np.ndarray | Path | str) -> np.ndarray:
@@ -128,9 +129,8 @@ class Predictor:
         Raises:
             Failure: if the file gives a class map.
         """
-        if self.output == "classes":
-            raise Failure(f"{self.path} gives a class map; export it with --output logits")
-        pixels = _pixels(image)
+        self._check_logits()
+        pixels = pixels_of(image)
         return resize.bilinear(self.forward(pixels), size or pixels.shape[:2])
 
     def probabilities(
@@ -141,9 +141,57 @@ class Predictor:
         Raises:
             Failure: if the file gives a class map.
         """
-        from kseg.refinement import softmax
+        pixels = pixels_of(image)
+        return np.concatenate(list(self.bands(pixels, size or pixels.shape[:2])))
 
-        return softmax(self.logits(image, size=size))
+    def bands(self, pixels: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
+        """Yield the probabilities of an image from top to bottom, so that few are held at once.
+
+        Args:
+            pixels: uint8 (h, w, 3).
+            size: height and width of the result.
+
+        Yields:
+            (32 or fewer, width, C) float32; the same heights for one size, whatever the predictor.
+
+        Raises:
+            Failure: if the file gives a class map.
+        """
+        self._check_logits()
+        logits = self.forward(pixels)
+        for band in resize.bilinear_bands([logits], logits.shape[:2], size):
+            yield softmax(band)
+
+    def at_size(self, size: tuple[int, int]) -> Predictor:
+        """Return a predictor of the same weights that takes images of another size.
+
+        Args:
+            size: height and width.
+
+        Raises:
+            UserError: if the file has one size, or the model cannot take this one.
+        """
+        if size == self.size:
+            return self
+        card, runtime = _at_size(self.path, self.card, self.runtime, size)
+        return Predictor(self.path, _checked(self.path, card, runtime), runtime)
+
+    def scaled(self, scale: float) -> Predictor:
+        """Return a predictor that sees images `scale` times as large, to a multiple of 32.
+
+        Raises:
+            UserError: if the file has one size, or the model cannot take this one.
+        """
+        if scale == 1:
+            return self
+        if self.model is None:
+            raise UserError(
+                "{} takes {} x {} only; other scales need --tile, or the run's .keras file".format(
+                    self.path, *self.size
+                )
+            )
+        height, width = (max(32, 32 * round(scale * side / 32)) for side in self.size)
+        return self.at_size((height, width))
 
     def forward(self, pixels: np.ndarray) -> np.ndarray:
         """Return what the file gives for an image uint8 (h, w, 3), at the file's own size."""
@@ -154,6 +202,10 @@ class Predictor:
         if self.output == "classes":
             return resize.nearest(result, size)
         return resize.bilinear_argmax(result, size)
+
+    def _check_logits(self) -> None:
+        if self.output == "classes":
+            raise Failure(f"{self.path} gives a class map; export it with --output logits")
 
 
 def feed(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -170,22 +222,28 @@ def read_image(path: Path | str) -> np.ndarray:
         (h, w, 3) uint8.
 
     Raises:
-        UserError: if there is no such file or it is not an image.
+        UserError: if there is no such file, it is not an image, or it has more than
+            `image_files.MOST_PIXELS`.
     """
     try:
-        with Image.open(path) as image:
-            return np.asarray(_eight_bits(ImageOps.exif_transpose(image)).convert("RGB"))
+        with opened_image(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(_rgb(image))
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
-    except (*_UNREADABLE, OSError, SyntaxError, ValueError) as error:
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return a 16-bit grey image by its high bytes; Pillow's own conversion clips it to white."""
-    if not image.mode.startswith("I;16"):
+def _rgb(image: Image.Image) -> Image.Image:
+    """Return an image as RGB, and itself where it is; its copy may be of half a gigabyte."""
+    if image.mode == "RGB":
         return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I;16"):  # by its high bytes: Pillow itself would clip it to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def load(
@@ -213,22 +271,21 @@ def load(
     card, runtime = cards.read(found), opener(found)
     if card is not None and card.output == "probabilities":
         runtime = _as_logits(runtime)
-    if eval_size is not None and tuple(eval_size) != runtime.size:
-        card, runtime = _at_size(found, card, runtime, tuple(eval_size))
-    return Predictor(found, _checked(found, card, runtime), runtime)
+    predictor = Predictor(found, _checked(found, card, runtime), runtime)
+    return predictor if eval_size is None else predictor.at_size(tuple(eval_size))
 
 
 def _as_logits(runtime: runtimes.Runtime) -> runtimes.Runtime:
     """Return the runtime of a file of probabilities with their logarithms, which are logits."""
-
-    def forward(image: np.ndarray) -> np.ndarray:
-        # The smallest normal float32 stands for the zeros that rounding makes.
-        return np.log(np.maximum(runtime.forward(image), np.finfo(np.float32).tiny))
-
-    return dataclasses.replace(runtime, forward=forward)
+    return dataclasses.replace(runtime, forward=lambda image: as_logits(runtime.forward(image)))
 
 
-def _pixels(image: np.ndarray | Path | str) -> np.ndarray:
+def pixels_of(image: np.ndarray | Path | str) -> np.ndarray:
+    """Return an image uint8 (h, w, 3), read where it is the path of a file.
+
+    Raises:
+        UserError: if it is an array of another kind, or as `read_image`.
+    """
     if not isinstance(image, np.ndarray):
         return read_image(image)
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
@@ -282,14 +339,14 @@ def _saved_model(path: Path) -> Path | None:
 
 
 def _at_size(
-    path: Path, card: ModelCard | None, runtime: runtimes.Runtime, size: tuple[int, int]
+    path: Path, card: ModelCard, runtime: runtimes.Runtime, size: tuple[int, int]
 ) -> tuple[ModelCard, runtimes.Runtime]:
     have = "{} x {}".format(*runtime.size)
     if runtime.model is None:
         raise UserError(
             f"{path} takes {have} only; export the run again with --size {size[0]} {size[1]}"
         )
-    if card is None:
+    if not card.model:
         raise UserError(f"{path} does not say how it was built, so it can only be used at {have}")
     from kseg.models import build, inference_model
     from kseg.weights import copy_weights

@@ -51,15 +51,17 @@ def blend(image: np.ndarray, ids: np.ndarray, palette: Sequence[Colour]) -> Imag
     Returns:
         An RGB image of the same size.
     """
-    # Two tables and 8-bit sums, because a photo has 12 million pixels.
+    # Tables and 8-bit sums, because a photo has 12 million pixels.
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = np.asarray(palette) * TINT
     photo = (np.arange(256) * (1 - TINT)).astype(np.uint8)
-    mixed = photo[image] + colours[ids]
+    light = (np.arange(256) * (1 - LINE) + 255 * LINE).astype(np.uint8)
+    mixed = photo[image]
+    mixed += colours[ids]
     unknown = ids >= len(palette)
     mixed[unknown] = image[unknown]
     border = _borders(ids)
-    mixed[border] = (mixed[border] * (1 - LINE) + 255 * LINE).astype(np.uint8)
+    mixed[border] = light[mixed[border]]
     return Image.fromarray(mixed)
 
 
@@ -160,7 +162,8 @@ class _Legend:
 def _entries(
     ids: np.ndarray, classes: Sequence[str], palette: Sequence[Colour]
 ) -> list[tuple[str, Colour]]:
-    counts = np.bincount(ids.ravel())[: len(classes)]
+    # By Pillow, since NumPy would first make 64-bit numbers of 8-bit ones.
+    counts = Image.fromarray(ids).histogram()[: len(classes)]
     order = sorted(np.flatnonzero(counts), key=lambda i: -counts[i])
     return [(f"{classes[i]}  {_percent(counts[i] / ids.size)}", palette[i]) for i in order]
 

@@ -13,6 +13,8 @@ from kseg.inference import read_image
 from kseg.overlay import overlay, palette_image
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from kseg.inference import Predictor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -58,7 +60,7 @@ def predict_files(
     tasks = _plan([Path(path) for path in inputs], Path(out))
     for done, task in enumerate(tasks, start=1):
         image = read_image(task.image)
-        ids = predictor.predict(image)
+        ids = _labelled(predictor, task.image, image)
         with replacing(task.mask) as temporary:
             palette_image(ids, predictor.palette).save(temporary, format="PNG")
         with replacing(task.overlay) as temporary:
@@ -67,6 +69,11 @@ def predict_files(
         if on_image is not None:
             on_image(done, len(tasks))
     return [task.mask for task in tasks]
+
+
+def pictures(inputs: Sequence[Path], out: Path) -> Iterator[Path]:
+    """Yield the pictures that `predict_files` takes, in its order."""
+    return (image for path in inputs for image, _ in _images(Path(path), Path(out)))
 
 
 def _plan(inputs: list[Path], out: Path) -> list[_Task]:
@@ -102,6 +109,13 @@ def _images(path: Path, out: Path) -> Iterator[tuple[Path, Path]]:
         earlier = theirs != mine and file.is_relative_to(theirs) and theirs.is_relative_to(mine)
         if file.suffix.lower() in SUFFIXES and not hidden and not earlier and file.is_file():
             yield file, relative.with_suffix("")
+
+
+def _labelled(predictor: Predictor, path: Path, image: np.ndarray) -> np.ndarray:
+    try:
+        return predictor.predict(image)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _check_targets(tasks: list[_Task]) -> None:

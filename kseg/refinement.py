@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from kseg import resize
 from kseg.errors import UserError
-from kseg.inference import Predictor, feed, read_image
+from kseg.inference import Predictor, feed
+from kseg.wrapped import WrappedPredictor, need_probabilities
+
+# Probabilities of one image: 1 GiB, of which a CRF makes several copies.
+MOST_VALUES = 2**28
 
 
 class Refinement(Protocol):
@@ -21,8 +26,8 @@ class Refinement(Protocol):
 
 
 @dataclass(frozen=True)
-class RefinedPredictor(Predictor):
-    """A predictor of a file with logits whose probabilities are refined before a class is taken.
+class RefinedPredictor(WrappedPredictor):
+    """A predictor whose probabilities are refined before a class is taken, at the result's size.
 
     Attributes:
         steps: the refinements, one after another.
@@ -31,9 +36,9 @@ class RefinedPredictor(Predictor):
     steps: tuple[Refinement, ...]
 
     @property
-    def refinements(self) -> tuple[Refinement, ...]:
-        """What changes the probabilities before a class is taken, one after another."""
-        return self.steps
+    def refinements(self) -> tuple[object, ...]:
+        """What stands around the model until a class is taken, from the model outwards."""
+        return (*self.inner.refinements, *self.steps)
 
     @staticmethod
     def of(predictor: Predictor, refinements: Sequence[Refinement]) -> RefinedPredictor:
@@ -42,39 +47,29 @@ class RefinedPredictor(Predictor):
         Raises:
             UserError: if the file gives a class map.
         """
-        if predictor.output == "classes":
-            raise UserError(
-                f"{predictor.path} gives a class map, and refining needs the probabilities behind "
-                "it; export the run with --output logits"
-            )
+        need_probabilities(predictor, "refining")
         return RefinedPredictor(
-            predictor.path, predictor.card, predictor.runtime, tuple(refinements)
+            predictor.path, predictor.card, predictor.runtime, predictor, tuple(refinements)
         )
 
-    def predict(
-        self, image: np.ndarray | Path | str, *, size: tuple[int, int] | None = None
-    ) -> np.ndarray:
-        """Label an image, as `Predictor.predict`; refined at the size of the result."""
-        return best_classes(self.probabilities(image, size=size))
+    def bands(self, pixels: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
+        """Yield the refined probabilities, as `Predictor.bands`; those of all pixels are held.
 
-    def probabilities(
-        self, image: np.ndarray | Path | str, *, size: tuple[int, int] | None = None
-    ) -> np.ndarray:
-        """Return the refined probabilities, as `Predictor.probabilities`."""
-        pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        probabilities = softmax(self.logits(pixels, size=size))
-        pixels = feed(pixels, probabilities.shape[:2])
+        Raises:
+            UserError: if they would be more than `MOST_VALUES`.
+        """
+        self._check_memory(size)
+        probabilities = self.inner.probabilities(pixels, size=size)
+        pixels = feed(pixels, size)
         for refinement in self.steps:
             probabilities = refinement.refine(probabilities, pixels)
-        return probabilities
+        yield from resize.bilinear_bands([probabilities], size, size)
 
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities that logits (..., C) stand for."""
-    odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return odds / odds.sum(axis=-1, keepdims=True)
-
-
-def best_classes(probabilities: np.ndarray) -> np.ndarray:
-    """Return the most probable class of each pixel, (H, W) uint8, of (H, W, C)."""
-    return probabilities.argmax(axis=-1).astype(np.uint8)
+    def _check_memory(self, size: tuple[int, int]) -> None:
+        if math.prod(size) * self.num_classes > MOST_VALUES:
+            most = MOST_VALUES / self.num_classes / 1e6
+            raise UserError(
+                f"{size[0]} x {size[1]} pixels are too many to be refined at once, at most "
+                f"{most:.1f} million are with {self.num_classes} classes; cut the image into "
+                "parts, or leave --crf and --superpixels out"
+            )

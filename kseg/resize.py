@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 # Rows of the result made at a time, so that what is between stays in the processor's cache.
@@ -25,6 +27,42 @@ def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return _blend(_blend(image, rows, 0), columns, 1)
 
 
+def bilinear_part(
+    image: np.ndarray, size: tuple[int, int], rows: slice, columns: slice
+) -> np.ndarray:
+    """Return `bilinear(image, size)[rows, columns]`, made from the pixels under it alone."""
+    down = _part(_taps(image.shape[0], size[0]), rows)
+    across = _part(_taps(image.shape[1], size[1]), columns)
+    top, left = down[0][0], across[0][0]
+    seen = image[top : down[1][-1] + 1, left : across[1][-1] + 1].astype(np.float32)
+    return _blend(_blend(seen, _moved(down, -top), 0), _moved(across, -left), 1)
+
+
+def bilinear_bands(
+    parts: Iterable[np.ndarray], old: tuple[int, int], new: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """Resize bilinearly what comes, and is wanted, band by band.
+
+    Args:
+        parts: (any, W, C) float32, which make (H, W, C) one below the other.
+        old: H and W.
+        new: height and width of the result.
+
+    Yields:
+        (32 or fewer, width, C), which make the result one below the other; the heights depend on
+        `new` alone.
+    """
+    rows, columns = _taps(old[0], new[0]), _taps(old[1], new[1])
+    coming = iter(parts)
+    held, first = next(coming), 0
+    for top in range(0, new[0], _ROWS):
+        band = _part(rows, slice(top, top + _ROWS))
+        while first + len(held) <= band[1][-1]:
+            passed = min(int(band[0][0]) - first, len(held))
+            held, first = np.concatenate([held[passed:], next(coming)]), first + passed
+        yield _blend(_blend(held, _moved(band, -first), 0), columns, 1)
+
+
 def bilinear_argmax(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize logits bilinearly and return the best class of each pixel, band by band.
 
@@ -35,12 +73,23 @@ def bilinear_argmax(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
         (height, width) uint8 class ids.
     """
-    rows, columns = _taps(logits.shape[0], size[0]), _taps(logits.shape[1], size[1])
-    ids = np.empty(size, np.uint8)
-    for top in range(0, size[0], _ROWS):
-        band = slice(top, top + _ROWS)
-        some = _blend(logits, (rows[0][band], rows[1][band], rows[2][band]), 0)
-        ids[band] = _blend(some, columns, 1).argmax(-1)
+    return stacked_argmax(bilinear_bands([logits], logits.shape[:2], size), size)
+
+
+def stacked_argmax(bands: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Return the best class of each pixel of bands (any, width, C), one below the other.
+
+    Args:
+        bands: of logits or probabilities.
+        size: height and width of all of them together.
+
+    Returns:
+        (height, width) uint8 class ids.
+    """
+    ids, top = np.empty(size, np.uint8), 0
+    for band in bands:
+        ids[top : top + len(band)] = band.argmax(-1)
+        top += len(band)
     return ids
 
 
@@ -59,6 +108,16 @@ def _taps(old: int, new: int) -> _Taps:
     where = where.clip(0, old - 1)
     low = where.astype(np.intp)
     return low, np.minimum(low + 1, old - 1), (where - low).astype(np.float32)
+
+
+def _part(taps: _Taps, some: slice) -> _Taps:
+    low, high, share = taps
+    return low[some], high[some], share[some]
+
+
+def _moved(taps: _Taps, by: int) -> _Taps:
+    low, high, share = taps
+    return low + by, high + by, share
 
 
 def _blend(image: np.ndarray, taps: _Taps, axis: int) -> np.ndarray:

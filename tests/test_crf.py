@@ -19,7 +19,8 @@ from kseg.evaluate import evaluate
 from kseg.inference import Predictor
 from kseg.permutohedral import GaussianFilter
 from kseg.predict import predict_files
-from kseg.refinement import RefinedPredictor, softmax
+from kseg.probabilities import softmax
+from kseg.refinement import RefinedPredictor
 from kseg.runtimes import Runtime
 
 COLOURS = np.array([[60, 120, 40], [180, 60, 70], [90, 90, 200]])

@@ -6,12 +6,14 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from keras import layers
-from tiny import CARD, QUICK, SIZE, DrawnData, drawn, tiny_model
+from tiny import CARD, QUICK, SIZE, DrawnData, drawn, samples, tiny_model
 
 from kseg import card as cards
 from kseg.build import build
 from kseg.config import TrainConfig, quantize_aware_config, with_settings
+from kseg.export import tflite
 from kseg.export.calibrate import calibration_samples
+from kseg.export.interface import Interface
 from kseg.export.writer import export_model
 from kseg.fake_quantization import (
     FakeQuantize,
@@ -53,7 +55,8 @@ def train(model, steps=60):
 def test_no_byte_lies_half_way_between_two_steps():
     """-1..1 in 255 steps of 2 / 255 has its zero at 127.5: every byte would be a tie."""
     image = keras.Input((4, 4, 3))
-    model = keras.Model(image, keras.layers.Rescaling(1 / 127.5, -1.0, name="scaled")(image))
+    x = layers.Rescaling(1 / 127.5, -1.0, name="scaled")(image)
+    model = keras.Model(image, {"logits": layers.Conv2D(2, 1)(x)})
     aware = quantization_aware(model)
     quantizer = aware.get_layer("scaled_quantize")
     low, high = float(quantizer.low.numpy()), float(quantizer.high.numpy())

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from kseg.data.dataset import (
     IGNORE_LABEL,
@@ -19,6 +18,7 @@ from kseg.data.dataset import (
     Pair,
 )
 from kseg.errors import UserError
+from kseg.image_files import check_pixels, opened_image
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
@@ -104,7 +104,7 @@ def read_header(path: Path) -> Header:
     """Read what kind of image a file is, and see that a PNG is whole.
 
     Raises:
-        UserError: if it is missing, empty, truncated, or neither PNG nor JPEG.
+        UserError: if it is missing, empty, truncated, neither PNG nor JPEG, or too large.
     """
     try:
         with path.open("rb") as file:
@@ -206,8 +206,10 @@ def check_arrays(image: np.ndarray, mask: np.ndarray, *, where: str) -> None:
 def decode(path: Path) -> np.ndarray:
     """Decode an image file in whole; raises UserError naming it if it is damaged."""
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             return np.asarray(image)
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({error}); replace it by an intact copy, or remove it together "
@@ -222,13 +224,16 @@ def _png_header(path: Path, start: bytes, end: bytes) -> Header:
             f"remove it together with its partner"
         )
     width, height = (int.from_bytes(start[at : at + 4], "big") for at in (16, 20))
+    check_pixels(path, width, height)
     return Header(height, width, "PNG", start[24], _PNG_COLOURS.get(start[25], "unknown"))
 
 
 def _jpeg_header(path: Path) -> Header:
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             return Header(image.height, image.width, "JPEG")
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); replace it by an intact copy") from error
 

@@ -124,6 +124,9 @@ def read_samples(
     Raises:
         UserError: naming the file, if one is damaged or holds an unknown id.
     """
+    if isinstance(dataset, FileDataset):
+        for pair in dataset.pairs(split)[:limit]:  # TensorFlow would decode an image of any size
+            doctor.check_headers(pair)
     try:
         yield from evaluation_samples(dataset, split, limit=limit).as_numpy_iterator()
     except tf.errors.OpError as error:

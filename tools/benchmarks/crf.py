@@ -20,7 +20,7 @@ from kseg.data.dataset import IGNORE_LABEL, open_dataset
 from kseg.data.pipeline import read_samples
 from kseg.errors import UserError
 from kseg.inference import feed
-from kseg.refinement import softmax
+from kseg.probabilities import softmax
 from tools.benchmarks.camvid import shared_camvid
 
 EQUAL_LABELS = 0.99  # the least share of pixels that should be labelled as the peer does
