@@ -54,7 +54,7 @@ def train(model, steps=60):
 
 def test_no_byte_lies_half_way_between_two_steps():
     """-1..1 in 255 steps of 2 / 255 has its zero at 127.5: every byte would be a tie."""
-    image = keras.Input((4, 4, 3))
+    image = keras.Input((4, 4, 3), name="image")
     x = layers.Rescaling(1 / 127.5, -1.0, name="scaled")(image)
     model = keras.Model(image, {"logits": layers.Conv2D(2, 1)(x)})
     aware = quantization_aware(model)
