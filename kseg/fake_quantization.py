@@ -113,9 +113,10 @@ class Folded:
         if bias is None:
             return
         step = input_scale * np.asarray(_most(kernel), np.float64) / 127
-        exact = np.rint(np.asarray(bias, np.float64) / step) * step
+        exact = np.asarray(bias, np.float64)
+        change = np.rint(exact / step) * step - exact
         held = self.bias if self.epsilon is None else self.beta
-        held.assign_add((exact - bias).astype(np.float32))
+        held.assign_add(change.astype(np.float32))
 
     def channels_last(self, kernel: tf.Tensor) -> tf.Tensor:
         """Return the kernel with the channels of the result as its last axis."""
