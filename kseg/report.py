@@ -23,6 +23,7 @@ from kseg.html.charts import Chart, line_chart
 from kseg.html.pictures import Layers, Picture, layers
 from kseg.inference import Predictor, feed
 from kseg.losses.class_weights import weights_for
+from kseg.losses.expression import parse_loss, takes_class_weights
 from kseg.machine import machine
 from kseg.runs import Run
 from kseg.version import VERSION
@@ -142,18 +143,17 @@ def _waiting(steps: Sequence[Mapping[str, float]]) -> float:
 
 def _weights(config: TrainConfig | None, dataset: Dataset) -> Sequence[float | None]:
     """Return the class weights of a training, from the masks it has seen."""
-    unknown = (None,) * len(dataset.classes)
+    unknown, none = ((value,) * len(dataset.classes) for value in (None, 1.0))
     if config is None or "train" not in dataset.splits:
         return unknown
-    from kseg.data.pipeline import read_masks
+    if not any(takes_class_weights(term.name) for term in parse_loss(config.loss)):
+        return none
+    from kseg.data.pipeline import counting  # brings TensorFlow in
 
     try:
-        found = weights_for(
-            config.class_weights, dataset.classes, lambda: read_masks(dataset, "train")
-        )
+        return weights_for(config.class_weights, dataset.classes, counting(dataset)) or none
     except UserError:  # the weights' file, or the training images, are elsewhere now
         return unknown
-    return (1.0,) * len(dataset.classes) if found is None else found
 
 
 def _classes(found: Evaluation, weights: Sequence[float | None]) -> list[dict[str, Any]]:

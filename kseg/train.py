@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import logging
 import math
@@ -21,14 +20,14 @@ from kseg.config import TrainConfig
 from kseg.data.augment import Augmentation
 from kseg.data.dataset import Dataset, open_dataset
 from kseg.data.doctor import check_dataset
-from kseg.data.pipeline import name_the_file, read_masks, training_batches
+from kseg.data.pipeline import counting, name_the_file, training_batches
 from kseg.data.rare import RareSampling, rarity, repeat_factors
 from kseg.engine import Engine
 from kseg.errors import UserError
 from kseg.evaluate import Evaluation, evaluate
 from kseg.files import clear_leftovers, replacing
 from kseg.inference import Predictor, load, run_model
-from kseg.losses.class_weights import PixelCounts, count_pixels, weights_for
+from kseg.losses.class_weights import PixelCounts, weights_for
 from kseg.losses.expression import build_loss, parse_loss, takes_class_weights
 from kseg.losses.logit_adjustment import LogitAdjusted
 from kseg.optimizers import make_optimizer
@@ -164,7 +163,7 @@ class _Training:
         self.config = config
         self.dataset = dataset
         self.strategy = strategy
-        self.counts = _counting(dataset)
+        self.counts = counting(dataset)
         _check_shares(config, strategy)
         with strategy.scope():
             self.engine = _engine(config, dataset, strategy, counts=self.counts, fresh=fresh)
@@ -381,11 +380,6 @@ def _check_shares(config: TrainConfig, strategy: tf.distribute.Strategy) -> None
             f"--batch-size {config.batch_size} cannot be shared evenly by {devices} devices; "
             f"take a multiple of {devices}"
         )
-
-
-def _counting(dataset: Dataset) -> Callable[[], PixelCounts]:
-    """Return what counts the pixels of the training masks, at its first call only."""
-    return functools.cache(lambda: count_pixels(read_masks(dataset, "train"), len(dataset.classes)))
 
 
 def _engine(

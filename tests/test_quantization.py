@@ -233,7 +233,7 @@ def test_the_settings_of_a_run_go_on_gently():
     assert cards.ModelCard("m", {}, (), (), SIZE).arguments() == ["--model", "m"]
 
 
-@pytest.mark.parametrize("name", ["fastscnn", "ddrnet"])
+@pytest.mark.parametrize("name", ["fastscnn", pytest.param("ddrnet", marks=pytest.mark.slow)])
 def test_the_weights_are_the_same_at_every_size(name):
     """Where a map is averaged into cells, the matrices belong to a size, not to the weights."""
 

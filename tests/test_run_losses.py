@@ -125,6 +125,7 @@ def test_float16_logits_cost_what_float32_ones_do(name, options):
     assert float(total(loss, mask, half)) == float(total(loss, mask, half.astype("float32")))
 
 
+@pytest.mark.slow
 def test_xla_gives_the_same():
     # One program of all: compiled alone, each takes a second.
     losses = {name: LOSSES[name]() for name in LOSSES}

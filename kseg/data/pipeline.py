@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -16,6 +17,7 @@ from kseg.data.augment import Augmentation, augment, draw, relabel
 from kseg.data.dataset import UNKNOWN_ID, ArrayDataset, Dataset, FileDataset, Pair
 from kseg.data.rare import RareSampling, aimed, repeated
 from kseg.errors import UserError
+from kseg.losses.class_weights import PixelCounts, count_pixels
 
 Source = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 Reader = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]]
@@ -155,6 +157,11 @@ def read_masks(dataset: Dataset, split: str) -> Iterator[np.ndarray]:
             found, known = np.unique(raw).tolist(), doctor.known_ids(dataset)
             raise doctor.unknown_ids(found, where=str(pair.mask), known=known)
         yield mask
+
+
+def counting(dataset: Dataset) -> Callable[[], PixelCounts]:
+    """Return what counts the pixels of the training masks, at its first call only."""
+    return functools.cache(lambda: count_pixels(read_masks(dataset, "train"), len(dataset.classes)))
 
 
 def shuffled(number: tf.Tensor, *, count: int, seed: int) -> tf.Tensor:
