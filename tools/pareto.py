@@ -17,7 +17,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tyro
@@ -33,6 +33,12 @@ from kseg.inference import load
 from kseg.runs import Run
 from tools.model_table import measured_on
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
+
+# Where a name may stand, points to the right of and above its point; the first free one is taken.
+NAME_OFFSETS = ((5, -9), (5, 5), (5, -18), (5, 14), (8, -3))
 FILES = {"float32": "model-float32.tflite", "int8": "model-int8.tflite"}
 
 
@@ -180,13 +186,6 @@ def draw(results: list[dict[str, Any]], path: Path, *, title: str) -> None:
     for one in results:
         x, y = ([one[f"{variant}_{kind}"] for variant in FILES] for kind in ("ms", "miou"))
         axes.plot(x, y, color="0.85", linewidth=0.8, zorder=1)
-        axes.annotate(
-            one["name"].replace("backbone=", "").replace("activation=", ""),
-            (one["int8_ms"], one["int8_miou"]),
-            xytext=(5, 5 if _is_crowded(one, results) else -9),
-            textcoords="offset points",
-            fontsize=8,
-        )
     axes.set_xscale("log")
     axes.set_xlim(right=2 * max(one["int8_ms"] for one in results))  # room for the last name
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -196,6 +195,7 @@ def draw(results: list[dict[str, Any]], path: Path, *, title: str) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.tight_layout()
+    _name(axes, results)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     pyplot.close(figure)
@@ -206,13 +206,23 @@ def _title(options: Pareto, day: str) -> str:
     return f"recipe {options.recipe}, {steps}, one run; {day}\n{measured_on()}"
 
 
-def _is_crowded(one: dict[str, Any], results: list[dict[str, Any]]) -> bool:
-    """Tell whether the name of a slower model's left neighbour runs through its place."""
-    return any(
-        other["int8_ms"] < one["int8_ms"] < 2.5 * other["int8_ms"]
-        and abs(other["int8_miou"] - one["int8_miou"]) < 0.004
-        for other in results
-    )
+def _name(axes: Axes, results: list[dict[str, Any]]) -> None:
+    """Write the name of each model near its int8 point, where no other name stands."""
+    taken: list[Bbox] = []
+    for one in sorted(results, key=lambda one: one["int8_ms"]):
+        for offset in NAME_OFFSETS:
+            text = axes.annotate(
+                one["name"].replace("backbone=", "").replace("activation=", ""),
+                (one["int8_ms"], one["int8_miou"]),
+                xytext=offset,
+                textcoords="offset points",
+                fontsize=8,
+            )
+            box = text.get_window_extent()
+            if offset == NAME_OFFSETS[-1] or not any(map(box.overlaps, taken)):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def main() -> int:
