@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("absl", "jax", "h5py", "tensorflow"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()  # here, where a reader that has gone is noticed, and not at the exit
+        return code
     except UserError as error:
         return _complain(error, EXIT_USER)
     except Failure as error:
