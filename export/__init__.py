@@ -171,7 +171,7 @@ def _check_steps(trained: Run, config: ExportConfig) -> None:
 
 def show(artifacts: Sequence[Artifact]) -> int:
     """Print what was written and how it compares; return the exit code, 1 if a file failed."""
-    console = Console()
+    console = Console(emoji=False)
     console.print(artifact_table(artifacts))
     for one in artifacts:
         for note in one.notes:

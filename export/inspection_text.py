@@ -19,7 +19,7 @@ BY_INTERFACE = ("ARG_MAX", "CAST", "QUANTIZE", "DEQUANTIZE")  # at the edges of 
 
 def show(inspection: Inspection) -> None:
     """Print what a person needs to know of a file before it flies."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     for part in _parts(inspection):
         console.print(part, soft_wrap=isinstance(part, Text))
 

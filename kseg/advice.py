@@ -9,6 +9,8 @@ from typing import Any
 
 from kseg.config import TrainConfig
 from kseg.evaluate import Evaluation
+from kseg.losses.expression import parse_loss, takes_class_weights
+from kseg.resolve import has_backbone
 
 RARE = 0.01  # share of the pixels below which a class is rare
 WEAK = 0.5  # a weak class has less than this share of the mean IoU
@@ -70,18 +72,18 @@ def _of_training(
             yield Advice(
                 f"The last validation was still {100 * gained:.1f} points better than the one "
                 "before.",
-                "Train longer: twice the `--steps`.",
+                "Train longer, twice the `--steps`, if there is time.",
             )
         elif scores[best] - scores[-1] > GAINED:
             step = int(validations[best]["step"])
             fall = 100 * (scores[best] - scores[-1])
             yield Advice(
                 f"mIoU was highest at step {step} and fell by {fall:.1f} points until the end: the "
-                "model has learnt its training images by heart.",
+                "model may be learning its training images by heart.",
                 "Train for fewer `--steps`, with a wider `--scale` and a larger `--jitter`, or on "
                 "more images.",
             )
-    if config is not None and config.weights == "none":
+    if config is not None and config.weights == "none" and has_backbone(config.model):
         yield Advice(
             "The training began with random weights.",
             "Begin with a backbone that has seen ImageNet (`--weights imagenet`) or with published "
@@ -95,12 +97,10 @@ def _of_classes(evaluation: Evaluation, config: TrainConfig | None) -> Iterator[
     weak = [i for i in range(len(iou)) if share[i] and not iou[i] >= WEAK * evaluation.miou]
     rare = [i for i in weak if share[i] < RARE]
     if rare:
-        median = config is not None and config.class_weights == "median"
         yield Advice(
             f"{_listed([evaluation.classes[i] for i in rare])}: less than {RARE:.0%} of the pixels "
             f"each, and found badly (IoU {_scores([iou[i] for i in rare])}).",
-            ("" if median else "`--class-weights median`, then ")
-            + "`--rare-crops 0.5` or `--repeat-rare 0.1`, one by one; more images of them.",
+            _for_rare(config),
         )
     pairs = sorted(_confusions(matrix), reverse=True)[:MOST]
     if pairs:
@@ -111,9 +111,22 @@ def _of_classes(evaluation: Evaluation, config: TrainConfig | None) -> Iterator[
         )
         yield Advice(
             f"{listed[0].upper()}{listed[1:]}.",
-            "Look at these places in the worst images below: classes that people label now one way "
-            "and now the other can only be mended in the masks.",
+            "Look at these places in the worst images below. If people label them now one way and "
+            "now the other, mend the masks; else more such images help.",
         )
+
+
+def _for_rare(config: TrainConfig | None) -> str:
+    """Return what may help rare classes and was not done yet."""
+    settings = config or TrainConfig()
+    weighted = any(takes_class_weights(term.name) for term in parse_loss(settings.loss))
+    tries = {
+        "--class-weights median": weighted and settings.class_weights != "median",
+        "--rare-crops 0.5": not settings.rare_crops,
+        "--repeat-rare 0.1": not settings.repeat_rare,
+    }
+    listed = ", ".join(f"`{flag}`" for flag, new in tries.items() if new)
+    return f"{listed}, one by one; more images of them." if listed else "More images of them."
 
 
 def _confusions(matrix: Any) -> Iterator[tuple[float, int, int]]:  # noqa: ANN401 - (C, C) array
@@ -141,8 +154,8 @@ def _of_metrics(evaluation: Evaluation) -> Iterator[Advice]:
     sizes = results.get("sizes")
     if sizes and sizes["recall"][0] < MISSED * sizes["recall"][-1]:
         yield Advice(
-            f"Of small objects {sizes['recall'][0]:.0%} are found, of large ones "
-            f"{sizes['recall'][-1]:.0%}.",
+            f"Of small areas (below {sizes['edges'][0]} pixels, of whatever class) "
+            f"{sizes['recall'][0]:.0%} are found, of large ones {sizes['recall'][-1]:.0%}.",
             "Train and evaluate at a larger `--size` and `--eval-size`, or with a model of output "
             "stride 4 or 8.",
         )

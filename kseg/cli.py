@@ -8,6 +8,7 @@ import json
 import logging
 import operator
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -91,8 +92,8 @@ def train(config: c.TrainConfig) -> int:
         folder = trained.run.folder
         _show(trained.evaluation.table())
         print(
-            f"run: {folder}\nnext:\n  kseg predict {folder} IMAGE --out out\n"
-            f"  kseg export {folder} --tflite --quantize int8"
+            f"run: {folder}\nnext:\n  kseg predict {shlex.quote(str(folder))} IMAGE --out out\n"
+            f"  kseg export {shlex.quote(str(folder))} --tflite --quantize int8"
         )
     return 0
 
@@ -143,11 +144,19 @@ def report(config: c.ReportConfig) -> int:
 
     path = config.model or _newest()
     run, out = Run(path) if Run.is_run(path) else None, config.out or page_path(path)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name the file to write")
     predictor = load(path, last=config.last)
     dataset = _dataset(config.data, predictor)
     with counting("evaluating") as on_image:
         found = report(
-            predictor, dataset, run=run, split=config.split, limit=config.limit, on_image=on_image
+            predictor,
+            dataset,
+            run=run,
+            split=config.split,
+            limit=config.limit,
+            data=config.data or predictor.card.dataset,
+            on_image=on_image,
         )
     write_text(out, found)
     print(f"report: {out}")
@@ -178,7 +187,7 @@ def compare(config: c.CompareConfig) -> int:
 
     result = compare(*_evaluations(config))
     _show(result.table())
-    print(f"A: {result.first.file}\nB: {result.second.file}\n{result.sentence()}")
+    print(f"{result.sides()}\n{result.sentence()}")
     if config.json is not None:
         result.save_json(config.json)
     return 0
@@ -261,7 +270,7 @@ def losses(config: c.LossesConfig) -> int:
 
     if config.name is not None:
         how = f"options, as in --loss {config.name}:OPTION=VALUE"
-        Console().print(page(LOSSES[config.name], options=how, without=GIVEN))
+        Console(emoji=False).print(page(LOSSES[config.name], options=how, without=GIVEN))
         return 0
     _show(listed())
     print(
@@ -471,19 +480,23 @@ def _with_best_crf(predictor: Predictor, dataset: Dataset, config: c.EvalConfig)
 
 def _evaluations(config: c.CompareConfig) -> list[Evaluation]:
     """Return the evaluations of both sides, made now or read from files."""
-    from kseg.evaluate import Evaluation
-
     paths = (config.a, config.b)
-    read = {
-        path: replace(Evaluation.load_json(path), file=str(path))
-        for path in paths
-        if path.suffix == ".json"
-    }
+    read = {path: _read_evaluation(path) for path in paths if path.suffix == ".json"}
     models = [path for path in dict.fromkeys(paths) if path not in read]
     if not models and (config.data or config.limit):
         raise UserError("A and B were evaluated before; leave --data and --limit out beside them")
+    if not models and config.split not in ("val", *(one.split for one in read.values())):
+        raise UserError(f"A and B were not evaluated on {config.split!r}; leave --split out")
     found = read | (_evaluated(models, config) if models else {})
     return [found[path] for path in paths]
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    """Return what a JSON file holds; it is named along with the model that it is of."""
+    from kseg.evaluate import Evaluation
+
+    found = Evaluation.load_json(path)
+    return replace(found, file=f"{path} ({found.file})" if found.file else str(path))
 
 
 def _evaluated(paths: Sequence[Path], config: c.CompareConfig) -> dict[Path, Evaluation]:
@@ -538,7 +551,7 @@ def _list(registry: Registry, name: str | None) -> int:
         from kseg.page import page
 
         how = "options, by -o NAME=VALUE" if registry.kind == "model" else "arguments, in Python"
-        Console().print(page(registry[name], options=how))
+        Console(emoji=False).print(page(registry[name], options=how))
         return 0
     table = Table(registry.kind, "what it is", box=None)
     for known in registry:
@@ -558,14 +571,16 @@ def _list_networks() -> int:
 
 
 def _show(table: Table) -> None:
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def _complain(error: object, code: int) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"kseg: {escape(str(error))}")
+    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(
+        f"kseg: {escape(str(error))}"
+    )
     return code
 
 
 def _log_handler() -> logging.Handler:
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     return RichHandler(console=console, show_time=False, show_path=False, show_level=False)

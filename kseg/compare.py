@@ -36,8 +36,7 @@ class Comparison:
         """Return all numbers as fractions 0..1; None for what an absent class does not have."""
         found, rows = self.difference, self._rows()
         return {
-            "a": {"file": self.first.file, "miou": self.first.miou},
-            "b": {"file": self.second.file, "miou": self.second.miou},
+            **{name: _side(one) for name, one in (("a", self.first), ("b", self.second))},
             "dataset": self.second.dataset,
             "split": self.second.split,
             "images": self.second.images,
@@ -70,6 +69,13 @@ class Comparison:
         mious, found = (self.first.miou, self.second.miou), self.difference
         table.add_row("mIoU", *_cells(*mious, found.miou), _signed_span(found.interval))
         return table
+
+    def sides(self) -> str:
+        """Return what A and B are, each on a line: the file, and what stood behind the model."""
+        named = (("A", self.first), ("B", self.second))
+        return "\n".join(
+            f"{name}: {', '.join((one.file, *one.refinements))}" for name, one in named
+        )
 
     def sentence(self) -> str:
         """Return the verdict on B with what it rests on."""
@@ -119,7 +125,17 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
         )
     _check_images(first, second)
     tallies = (one.per_image.tallies() for one in (first, second))
-    return Comparison(first, second, paired_difference(*tallies))
+    try:
+        return Comparison(first, second, paired_difference(*tallies))
+    except ValueError as error:
+        raise UserError(
+            f"{first.file} and {second.file} have equal masks, yet count their pixels differently: "
+            "one of them is damaged; write both again"
+        ) from error
+
+
+def _side(one: Evaluation) -> dict[str, Any]:
+    return {"file": one.file, "refinements": list(one.refinements), "miou": one.miou}
 
 
 def _check_images(first: Evaluation, second: Evaluation) -> None:

@@ -183,7 +183,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write one HTML page on a run: numbers, curves, classes, images, what to try next."""
+    """Write one HTML page on a run: numbers, curves, images, what to try next."""
 
     model: Annotated[Positional[Path | None], arg(metavar="RUN|FILE", help_behavior_hint="")] = None
     """Run folder, or a model file. Default: the newest run."""

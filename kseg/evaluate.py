@@ -148,7 +148,7 @@ class Evaluation:
                 per_image=images,
                 tiles_apart=raw.get("tiles_apart"),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is damaged: {error}; write it again") from error
 
     def save_json(self, path: Path) -> None:
@@ -362,7 +362,7 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - whatever a metric found
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is no JSON: {error}; name what `kseg evaluate --json` wrote"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +33,6 @@ TEMPLATE = "report.html.jinja"
 METRICS = ("boundary_f1", "boundary_iou", "trimap", "sizes", "calibration")
 SHOWN = 2  # images of each kind: the worst, those in the middle, the best
 LARGEST_MATRIX = 40  # classes; a larger confusion matrix cannot be read
-LONGEST_SIDE = 1024  # pixels of a shown image; larger ones are shown smaller
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def report(
     run: Run | None,
     split: str = "val",
     limit: int | None = None,
+    data: str = "",
     on_image: Callable[[int, int], None] | None = None,
 ) -> str:
     """Evaluate a model and return the report as an HTML document, to be written as UTF-8.
@@ -67,6 +68,7 @@ def report(
         run: the run that it is of; without one, nothing is said of a training.
         split: which images.
         limit: only the first so many of them.
+        data: how the data set was named, to be shown.
         on_image: called after each image with how many are done and how many there are.
 
     Raises:
@@ -75,8 +77,8 @@ def report(
     names = [name for name in METRICS if name != "calibration" or predictor.output != "classes"]
     found = evaluate(predictor, dataset, split=split, limit=limit, metrics=names, on_image=on_image)
     config = None if run is None else run.config()
-    validations = [] if run is None else _numbers(run.metrics_file)
-    steps = [] if run is None else _numbers(run.steps_file)
+    validations = [] if run is None else _numbers(run.metrics_file, "miou")
+    steps = [] if run is None else _numbers(run.steps_file, "waiting")
     waiting = _waiting(steps)
     values = {
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -90,7 +92,7 @@ def report(
         "charts": _charts(found, validations, steps),
         "waiting": waiting,
         "waited": WAITED,
-        "facts": _facts(config, dataset),
+        "facts": _facts(config, dataset, data),
         "files": _files(run),
     }
     return render("kseg", TEMPLATE, values)
@@ -115,8 +117,8 @@ def _model(predictor: Predictor, run: Run | None) -> dict[str, Any]:
     }
 
 
-def _numbers(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a table of a run; what is empty is NaN.
+def _numbers(path: Path, needed: str) -> list[dict[str, float]]:
+    """Return the rows of a table of a run that has a column `needed`; what is empty is NaN.
 
     Raises:
         UserError: if it is damaged.
@@ -128,8 +130,9 @@ def _numbers(path: Path) -> list[dict[str, float]]:
             return [
                 {name: float(value) if value else math.nan for name, value in row.items()}
                 for row in csv.DictReader(file)
+                if all(row[name] is not None for name in ("step", "loss", needed))
             ]
-    except (TypeError, ValueError, UnicodeDecodeError, csv.Error) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
             f"{path} is damaged: {error}; remove it to have a report without"
         ) from error
@@ -222,14 +225,13 @@ def _layers(
 ) -> Layers:
     labels = predictor.predict(image, size=mask.shape)
     valid = mask != IGNORE_LABEL
-    step = max(1, math.ceil(max(mask.shape) / LONGEST_SIDE))
     image = feed(image, mask.shape)  # a mask may be of another size than its image
     picture = Picture(
         name=Path(found.per_image.images[index].name).name,
         agreement=100 * float(np.mean(labels[valid] == mask[valid])),
-        image=image[::step, ::step],
-        reference=mask[::step, ::step].astype(np.uint8),
-        labels=labels[::step, ::step],
+        image=image,
+        reference=mask.astype(np.uint8),
+        labels=labels,
     )
     return layers(picture, found.classes, predictor.palette)
 
@@ -294,13 +296,13 @@ def _trimap(found: Mapping[str, Any] | None) -> Chart | None:
     )
 
 
-def _facts(config: TrainConfig | None, dataset: Dataset) -> dict[str, Any]:
+def _facts(config: TrainConfig | None, dataset: Dataset, data: str) -> dict[str, Any]:
     """Return what one has to know to do the same again."""
     command = [] if config is None else ["kseg", "train", *with_settings([], config)]
     return {
-        "command": " ".join(f"'{word}'" if " " in word else word for word in command),
+        "command": shlex.join(command),
         "settings": {} if config is None else _settings(config),
-        "dataset": dataset.name,
+        "dataset": data or dataset.name,
         "classes": list(dataset.classes),
         "splits": {name: dataset.length(name) for name in dataset.splits},
         "machine": machine(),

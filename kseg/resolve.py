@@ -160,9 +160,14 @@ def option_texts(config: TrainConfig) -> dict[str, str]:
         if "backbone" not in takes:
             raise UserError(f"{config.model} has its own layers throughout; leave --backbone out")
         texts["backbone"] = config.backbone
-    if backbone_weights(config) and "backbone_weights" not in takes:
+    if backbone_weights(config) and not has_backbone(config.model):
         raise UserError(f"there are no ImageNet weights for {config.model}; it has no backbone")
     return texts
+
+
+def has_backbone(model: str) -> bool:
+    """Tell whether a model has a backbone that ImageNet weights are for."""
+    return "backbone_weights" in inspect.signature(MODELS[model]).parameters
 
 
 def backbone_weights(config: TrainConfig) -> str | None:

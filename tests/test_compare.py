@@ -106,7 +106,7 @@ def test_json_holds_every_number(tmp_path):
     compare(first, second).save_json(tmp_path / "c.json")
     read = json.loads((tmp_path / "c.json").read_text())
     expected = paired_difference(first.per_image.tallies(), second.per_image.tallies())
-    assert read["a"] == {"file": "a.keras", "miou": first.miou}
+    assert read["a"] == {"file": "a.keras", "refinements": [], "miou": first.miou}
     assert (read["verdict"], read["p"], read["images"]) == ("worse", expected.p, 40)
     assert read["interval"] == list(expected.interval)
     assert read["classes"][1] == {
@@ -206,9 +206,13 @@ def test_files_that_cannot_be_compared_are_named(tmp_path, capsys):
     of(0.1).save_json(Path(files["whole"]))
     of(0.1, limit=1).save_json(Path(files["one"]))
     assert main(["compare", files["whole"], files["one"]]) == 2
-    assert f"{files['whole']} was evaluated on 40 images and {files['one']} on 1" in told(capsys)
+    said = told(capsys)
+    assert f"{files['whole']} (m.keras) was evaluated on 40 images and" in said
+    assert f"{files['one']} (m.keras) on 1;" in said
     assert main(["compare", files["whole"], files["one"], "--limit", "1"]) == 2
     assert "leave --data and --limit out" in told(capsys)
+    assert main(["compare", files["whole"], files["one"], "--split", "train"]) == 2
+    assert "were not evaluated on 'train'; leave --split out" in told(capsys)
     record = json.loads(Path(files["whole"]).read_text())
     del record["per_image"]
     Path(files["old"]).write_text(json.dumps(record))
@@ -219,6 +223,19 @@ def test_files_that_cannot_be_compared_are_named(tmp_path, capsys):
     assert f"{files['text']} is no JSON" in told(capsys)
     assert main(["compare", files["one"], str(tmp_path / "none.json")]) == 2
     assert "none.json" in told(capsys)
+
+
+@pytest.mark.parametrize("pixels", ["-5", "1.5", "1" + "0" * 30])
+def test_counts_that_cannot_be_are_damage(pixels, tmp_path, capsys):
+    path = tmp_path / "a.json"
+    of(0.1).save_json(path)
+    text = path.read_text()
+    start = text.index('"cells": [[') + len('"cells": [[')
+    first = text[start : text.index("]", start)]
+    spoilt = ", ".join([*first.split(", ")[:2], pixels])
+    path.write_text(text.replace(first, spoilt, 1))
+    assert main(["compare", str(path), str(path)]) == 2
+    assert "a.json is damaged" in told(capsys)
 
 
 def test_models_that_cannot_be_compared_are_named(nets, street, tmp_path, capsys):

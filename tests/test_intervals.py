@@ -88,8 +88,13 @@ def test_one_image_and_rare_classes_have_no_interval():
     assert alone.iou == (None,) * 4
     tallies[..., 3] = 0
     assert intervals(tallies).iou[3] is None  # nowhere
-    tallies[0, :, 3] = 5  # in one of 40 images: in 64 % of the draws
+    tallies[0, :, 3] = 5  # in one of 40 images: every draw that has it says 1
+    assert intervals(tallies).iou[3] is None
+    tallies[1, :, 3] = 5
     assert intervals(tallies).iou[3] == (1, 1)
+    ignored = tallies.copy()
+    ignored[1:] = 0  # one image is left that tells anything
+    assert intervals(ignored).miou is None
 
 
 def test_images_without_a_valid_pixel_are_left_out_of_their_mean():

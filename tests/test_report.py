@@ -73,6 +73,17 @@ def test_ignored_pixels_are_clear_and_never_wrong():
     assert clear.tolist() == [255, 0, 255]
 
 
+def test_pixels_of_a_large_image_are_all_counted():
+    """The drawn map has every second pixel; the sentence speaks of the image's own."""
+    reference = np.zeros((4, 4000), np.uint8)
+    labels = reference.copy()
+    labels[:, :1001] = 1
+    picture = Picture("a.png", 75.0, np.zeros((4, 4000, 3), np.uint8), reference, labels)
+    shown = layers(picture, ("road", "sky"), ((1, 2, 3), (4, 5, 6)))
+    assert shown.differing == shown.swaps[0].pixels == 4004
+    assert opened(shown.labels).size == (2000, 2)
+
+
 def test_code_in_a_sentence_is_escaped_first():
     assert with_code("a <b> `c & d`") == "a &lt;b&gt; <code>c &amp; d</code>"
 
@@ -108,7 +119,8 @@ TRAINED = TrainConfig(weights="imagenet")
         (GOOD, TRAINED, (0.5, 0.505), 0.1, None),
         (GOOD, TRAINED, (0.5, 0.53), 0.1, "still 3.0 points better"),
         (GOOD, TRAINED, (0.5, 0.6, 0.55), 0.1, "highest at step 20 and fell by 5.0 points"),
-        (GOOD, TrainConfig(), (), 0.1, "began with random weights"),
+        (GOOD, TrainConfig(model="deeplabv3"), (), 0.1, "began with random weights"),
+        (GOOD, TrainConfig(model="fastscnn"), (), 0.1, None),
         (GOOD, TRAINED, (), 0.25, "waited for data 25% of its time"),
         # b: 5 of 1000 pixels, 1 of them found, so IoU 1/5.
         ([[995, 0], [4, 1]], TRAINED, (), 0.1, "b: less than 1% of the pixels each"),
@@ -177,7 +189,6 @@ def test_the_report_of_a_run(run_folder, tmp_path, capsys):
     assert f"Mean IoU {best:.4f}" in page.text
     for words in (
         "What to try next",
-        "The training began with random weights.",
         "What is taken for what",
         "-bound : the training waited for images",
         "kseg train --data",
@@ -200,7 +211,7 @@ def test_a_file_has_a_report_without_a_training(run_folder, street, tmp_path, ca
     assert main(["report", str(file), "--limit", "1"]) == 0
     page = Page((tmp_path / "best-report.html").read_text(encoding="utf-8"))
     assert "over the training" not in " ".join(page.charts)
-    assert "1 val image," in page.text
+    assert "1 val image of" in page.text
 
 
 def test_what_a_report_refuses(run_folder, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from scipy import ndimage
 
 from kseg.overlay import Colour, palette_image
 
+LARGEST_MAP = 2048  # pixels of the longer side
 LONGEST_PHOTO = 1024  # pixels; no screen shows a picture of the page larger
 OUTLINED_WIDTH = 1200  # pixels, about; outlines are drawn finer than small class maps are
 
@@ -109,9 +111,9 @@ def layers(picture: Picture, classes: Sequence[str], palette: Sequence[Colour]) 
         width=width,
         height=height,
         photo=_photo(picture.image),
-        reference=_coloured(picture.reference, palette),
-        labels=_coloured(picture.labels, palette),
-        outline=_png(_outline(differing), transparency=0),
+        reference=_coloured(_thinned(picture.reference), palette),
+        labels=_coloured(_thinned(picture.labels), palette),
+        outline=_png(_outline(_thinned(differing)), transparency=0),
         differing=int(np.count_nonzero(differing)),
         legend=list(_legend(picture, classes, palette)),
         swaps=list(_swaps(picture, differing, classes)),
@@ -121,6 +123,12 @@ def layers(picture: Picture, classes: Sequence[str], palette: Sequence[Colour]) 
 def css(colour: Colour) -> str:
     """Return a colour as CSS writes it."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _thinned(pixels: np.ndarray) -> np.ndarray:
+    """Return every second, third ... pixel of a map that is larger than a page shows."""
+    step = max(1, math.ceil(max(pixels.shape) / LARGEST_MAP))
+    return pixels[::step, ::step]
 
 
 def _photo(image: np.ndarray) -> str:

@@ -11,6 +11,8 @@ from kseg.losses.distance_map import signed_distance_maps
 from kseg.losses.region import soft_regions
 from kseg.registry import LOSSES
 
+FARTHEST = 256  # pixels of a radius: every one of them is a pass over the map
+
 
 @LOSSES.register("boundary_distance")
 @keras.saving.register_keras_serializable(package="kseg")
@@ -56,8 +58,8 @@ class BoundaryDistance(keras.losses.Loss):
         reduction: str | None = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype="float32")
-        if radius < 1:
-            raise ValueError(f"radius is {radius}; it must be at least 1 pixel")
+        if not 1 <= radius <= FARTHEST:
+            raise ValueError(f"radius is {radius}; 1 to {FARTHEST} pixels are wanted")
         self.radius = radius
         self.ignore_label = ignore_label
 

@@ -53,7 +53,8 @@ def intervals(tallies: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> Inte
         B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile
         interval); T. Hesterberg, arXiv:1411.5279 (widened for few images).
     """
-    images = len(tallies)
+    counted = tallies[tallies[:, 1].sum(axis=1) > 0]  # images without a valid pixel tell nothing
+    images, tallies = len(counted), counted
     if images < 2:
         return Intervals(None, None, None, (None,) * tallies.shape[-1])
     own = present_mean(class_ious(tallies))
@@ -62,13 +63,17 @@ def intervals(tallies: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> Inte
     drawn = drawn_sums(counts, draws=draws, seed=seed)
     sums = drawn[:, :-2].reshape(draws, *tallies.shape[1:])
     ious = class_ious(sums)
+    holding = (tallies[:, 1:].sum(axis=1) > 0).sum(axis=0)  # images with anything of a class
     with np.errstate(invalid="ignore"):
         of_images = drawn[:, -2] / drawn[:, -1]
     return Intervals(
         miou=interval(present_mean(ious), images=images),
         pixel_accuracy=interval(pixel_accuracies(sums), images=images),
         miou_of_images=interval(of_images, images=images),
-        iou=tuple(interval(column, images=images) for column in ious.T),
+        iou=tuple(
+            interval(column, images=images) if several else None
+            for column, several in zip(ious.T, holding > 1, strict=True)
+        ),
     )
 
 

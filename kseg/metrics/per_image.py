@@ -57,9 +57,10 @@ class ImageCounts:
         Raises:
             KeyError, TypeError, ValueError: if it gave something else.
         """
-        return ImageCounts(
-            str(raw["name"]), str(raw["mask"]), np.array(raw["cells"], np.int64).reshape(-1, 3)
-        )
+        cells = np.array(raw["cells"]).reshape(-1, 3)
+        if cells.size and cells.dtype != np.int64:
+            raise ValueError("counts of pixels that are no whole numbers")
+        return ImageCounts(str(raw["name"]), str(raw["mask"]), cells.astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ def from_json(raw: Iterable[Mapping[str, Any]], num_classes: int) -> PerImage:
     """
     images = tuple(map(ImageCounts.from_json, raw))
     ids = np.concatenate([image.cells[:, :2].ravel() for image in images] or [[0]])
+    if any((image.cells[:, 2] < 0).any() for image in images):
+        raise ValueError("counts of pixels below 0")
     if not 0 <= ids.min() <= ids.max() < num_classes:
         raise ValueError(f"ids from {ids.min()} to {ids.max()}, but {num_classes} classes")
     return PerImage(num_classes, images)
