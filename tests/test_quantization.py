@@ -178,7 +178,8 @@ def test_the_file_has_no_float_and_the_labels_of_the_model(tmp_path):
     assert (rounded.class_map(image) == plain.class_map(image)).mean() > 0.97
 
 
-@pytest.mark.parametrize("name", ["swiftnet", pytest.param("fastscnn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["swiftnet", "fastscnn"])
 def test_nets_of_the_registry_convert_without_float(name, tmp_path):
     keras.utils.set_random_seed(0)
     options = {"widths": (8, 8, 8, 8), "blocks": (1, 1, 1, 1)} if name == "swiftnet" else {}
