@@ -26,7 +26,7 @@ from kseg.inference import Predictor, feed
 from kseg.losses.class_weights import weights_for
 from kseg.losses.expression import parse_loss, takes_class_weights
 from kseg.machine import machine
-from kseg.runs import Run
+from kseg.runs import COLUMNS, STEP_COLUMNS, Run
 from kseg.version import VERSION
 
 TEMPLATE = "report.html.jinja"
@@ -77,8 +77,8 @@ def report(
     names = [name for name in METRICS if name != "calibration" or predictor.output != "classes"]
     found = evaluate(predictor, dataset, split=split, limit=limit, metrics=names, on_image=on_image)
     config = None if run is None else run.config()
-    validations = [] if run is None else _numbers(run.metrics_file, "miou")
-    steps = [] if run is None else _numbers(run.steps_file, "waiting")
+    validations = [] if run is None else _numbers(run.metrics_file, COLUMNS)
+    steps = [] if run is None else _numbers(run.steps_file, STEP_COLUMNS)
     waiting = _waiting(steps)
     values = {
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -117,8 +117,8 @@ def _model(predictor: Predictor, run: Run | None) -> dict[str, Any]:
     }
 
 
-def _numbers(path: Path, needed: str) -> list[dict[str, float]]:
-    """Return the rows of a table of a run that has a column `needed`; what is empty is NaN.
+def _numbers(path: Path, columns: Sequence[str]) -> list[dict[str, float]]:
+    """Return the rows of a table of a run that has these columns; what is empty is NaN.
 
     Raises:
         UserError: if it is damaged.
@@ -128,19 +128,16 @@ def _numbers(path: Path, needed: str) -> list[dict[str, float]]:
     try:
         with path.open(newline="") as file:
             return [
-                {name: float(value) if value else math.nan for name, value in row.items()}
+                {name: float(row[name] or math.nan) for name in columns}
                 for row in csv.DictReader(file)
-                if all(row[name] is not None for name in ("step", "loss", needed))
             ]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"{path} is damaged: {error}; remove it to have a report without"
-        ) from error
+    except (KeyError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: {error}; remove it and report without") from error
 
 
 def _waiting(steps: Sequence[Mapping[str, float]]) -> float:
     """Return the share of its time that a training waited for data, NaN if that is not known."""
-    known = [row["waiting"] for row in steps if math.isfinite(row.get("waiting", math.nan))]
+    known = [row["waiting"] for row in steps if math.isfinite(row["waiting"])]
     return float(np.mean(known)) if known else math.nan
 
 
