@@ -480,8 +480,10 @@ def _with_best_crf(predictor: Predictor, dataset: Dataset, config: c.EvalConfig)
 
 def _evaluations(config: c.CompareConfig) -> list[Evaluation]:
     """Return the evaluations of both sides, made now or read from files."""
+    from kseg.evaluate import Evaluation
+
     paths = (config.a, config.b)
-    read = {path: _read_evaluation(path) for path in paths if path.suffix == ".json"}
+    read = {path: Evaluation.load_json(path) for path in paths if path.suffix == ".json"}
     models = [path for path in dict.fromkeys(paths) if path not in read]
     if not models and (config.data or config.limit):
         raise UserError("A and B were evaluated before; leave --data and --limit out beside them")
@@ -489,14 +491,6 @@ def _evaluations(config: c.CompareConfig) -> list[Evaluation]:
         raise UserError(f"A and B were not evaluated on {config.split!r}; leave --split out")
     found = read | (_evaluated(models, config) if models else {})
     return [found[path] for path in paths]
-
-
-def _read_evaluation(path: Path) -> Evaluation:
-    """Return what a JSON file holds; it is named along with the model that it is of."""
-    from kseg.evaluate import Evaluation
-
-    found = Evaluation.load_json(path)
-    return replace(found, file=f"{path} ({found.file})" if found.file else str(path))
 
 
 def _evaluated(paths: Sequence[Path], config: c.CompareConfig) -> dict[Path, Evaluation]:

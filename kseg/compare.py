@@ -74,7 +74,7 @@ class Comparison:
         """Return what A and B are, each on a line: the file, and what stood behind the model."""
         named = (("A", self.first), ("B", self.second))
         return "\n".join(
-            f"{name}: {', '.join((one.file, *one.refinements))}" for name, one in named
+            f"{name}: {', '.join((one.source, *one.refinements))}" for name, one in named
         )
 
     def sentence(self) -> str:
@@ -120,8 +120,8 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     """
     if first.classes != second.classes:
         raise UserError(
-            f"{first.file} was evaluated on the classes {', '.join(first.classes)} and "
-            f"{second.file} on {', '.join(second.classes)}; compare them on the same data"
+            f"{first.source} was evaluated on the classes {', '.join(first.classes)} and "
+            f"{second.source} on {', '.join(second.classes)}; compare them on the same data"
         )
     _check_images(first, second)
     tallies = (one.per_image.tallies() for one in (first, second))
@@ -129,8 +129,8 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
         return Comparison(first, second, paired_difference(*tallies))
     except ValueError as error:
         raise UserError(
-            f"{first.file} and {second.file} have equal masks, yet count their pixels differently: "
-            "one of them is damaged; write both again"
+            f"{first.source} and {second.source} have equal masks, yet count their pixels "
+            "differently: one of them is damaged; write both again"
         ) from error
 
 
@@ -142,7 +142,7 @@ def _check_images(first: Evaluation, second: Evaluation) -> None:
     ours, theirs = first.per_image.images, second.per_image.images
     if len(ours) != len(theirs):
         raise UserError(
-            f"{first.file} was evaluated on {len(ours)} images and {second.file} on "
+            f"{first.source} was evaluated on {len(ours)} images and {second.source} on "
             f"{len(theirs)}; compare them on the same images"
         )
     for number, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1):
@@ -154,7 +154,7 @@ def _check_images(first: Evaluation, second: Evaluation) -> None:
         else:
             continue
         raise UserError(
-            f"{first.file} and {second.file} were evaluated on different images: {what}; "
+            f"{first.source} and {second.source} were evaluated on different images: {what}; "
             "evaluate both on the same data"
         )
 

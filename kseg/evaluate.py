@@ -53,6 +53,7 @@ class Evaluation:
         metrics: what else was asked for, by name.
         tiles_apart: share of the labels, 0..1, that tiles change against the whole image; None
             where that was not measured.
+        read_from: the JSON file that this was read from; None where it was made now.
     """
 
     confusion: ConfusionMatrix
@@ -66,6 +67,14 @@ class Evaluation:
     per_image: PerImage = field(default_factory=lambda: PerImage(0, ()))
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     tiles_apart: float | None = None
+    read_from: Path | None = None
+
+    @property
+    def source(self) -> str:
+        """The file to name in a message: the JSON, if it was read, and the model behind it."""
+        if self.read_from is None:
+            return self.file
+        return f"{self.read_from} ({self.file})" if self.file else str(self.read_from)
 
     @property
     def miou(self) -> float:
@@ -147,6 +156,7 @@ class Evaluation:
                 refinements=tuple(raw.get("refinements", ())),
                 per_image=images,
                 tiles_apart=raw.get("tiles_apart"),
+                read_from=Path(path),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is damaged: {error}; write it again") from error

@@ -7,13 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from kseg.losses.region import TINY, RegionLoss
+from kseg.losses.region import TINY, SmoothedRegionLoss
 from kseg.registry import LOSSES
 
 
 @LOSSES.register("dice")
 @keras.saving.register_keras_serializable(package="kseg")
-class Dice(RegionLoss):
+class Dice(SmoothedRegionLoss):
     """One less the Dice coefficient of each class, averaged over the classes of an image.
 
     With p the probabilities of a class, y its truth (0 or 1) and s the smoothing, sums over the
@@ -66,16 +66,14 @@ class Dice(RegionLoss):
         reduction: str | None = None,
     ) -> None:
         super().__init__(
+            smoothing=smoothing,
             present_only=present_only,
             background=background,
             ignore_label=ignore_label,
             name=name,
             reduction=reduction,
         )
-        if smoothing < 0:
-            raise ValueError(f"smoothing is {smoothing}; it must not be negative")
         self.squared = squared
-        self.smoothing = smoothing
 
     def of_classes(
         self, probabilities: keras.KerasTensor, truth: keras.KerasTensor
@@ -89,4 +87,4 @@ class Dice(RegionLoss):
 
     def get_config(self) -> dict[str, Any]:
         """Return what `__init__` took, ready for JSON."""
-        return {**super().get_config(), "squared": self.squared, "smoothing": self.smoothing}
+        return {**super().get_config(), "squared": self.squared}

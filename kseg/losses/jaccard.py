@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
-from kseg.losses.region import TINY, RegionLoss
+from kseg.losses.region import TINY, SmoothedRegionLoss
 from kseg.registry import LOSSES
 
 
 @LOSSES.register("jaccard")
 @keras.saving.register_keras_serializable(package="kseg")
-class Jaccard(RegionLoss):
+class Jaccard(SmoothedRegionLoss):
     """One less the soft IoU of each class, averaged over the classes of an image.
 
     With p the probabilities of a class, y its truth (0 or 1), s the smoothing and I = sum(p y),
@@ -56,15 +54,13 @@ class Jaccard(RegionLoss):
         reduction: str | None = None,
     ) -> None:
         super().__init__(
+            smoothing=smoothing,
             present_only=present_only,
             background=background,
             ignore_label=ignore_label,
             name=name,
             reduction=reduction,
         )
-        if smoothing < 0:
-            raise ValueError(f"smoothing is {smoothing}; it must not be negative")
-        self.smoothing = smoothing
 
     def of_classes(
         self, probabilities: keras.KerasTensor, truth: keras.KerasTensor
@@ -73,7 +69,3 @@ class Jaccard(RegionLoss):
         overlap = ops.sum(probabilities * truth, axis=1)
         union = ops.sum(truth, axis=1) + ops.sum(probabilities, axis=1) - overlap
         return 1.0 - (overlap + self.smoothing) / ops.maximum(union + self.smoothing, TINY)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what `__init__` took, ready for JSON."""
-        return {**super().get_config(), "smoothing": self.smoothing}

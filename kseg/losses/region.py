@@ -86,6 +86,44 @@ class RegionLoss(keras.losses.Loss):
         return ops.cast(counted, "float32")
 
 
+class SmoothedRegionLoss(RegionLoss):
+    """Base of the region losses that add `smoothing` pixels above and below their fraction.
+
+    Args:
+        smoothing: not negative.
+        present_only: as in `RegionLoss`, like all that follow.
+        background: whether class 0 counts.
+        ignore_label: id of the pixels that have no class.
+        name: name of the loss in logs.
+        reduction: as in Keras; None gives a value an image.
+    """
+
+    def __init__(
+        self,
+        *,
+        smoothing: float,
+        present_only: bool,
+        background: bool,
+        ignore_label: int,
+        name: str,
+        reduction: str | None,
+    ) -> None:
+        super().__init__(
+            present_only=present_only,
+            background=background,
+            ignore_label=ignore_label,
+            name=name,
+            reduction=reduction,
+        )
+        if smoothing < 0:
+            raise ValueError(f"smoothing is {smoothing}; it must not be negative")
+        self.smoothing = smoothing
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `__init__` took, ready for JSON."""
+        return {**super().get_config(), "smoothing": self.smoothing}
+
+
 def soft_regions(
     mask: keras.KerasTensor, logits: keras.KerasTensor, ignore_label: int = 255
 ) -> tuple[keras.KerasTensor, keras.KerasTensor]:

@@ -7,13 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from kseg.losses.region import TINY, RegionLoss
+from kseg.losses.region import TINY, SmoothedRegionLoss
 from kseg.registry import LOSSES
 
 
 @LOSSES.register("tversky")
 @keras.saving.register_keras_serializable(package="kseg")
-class Tversky(RegionLoss):
+class Tversky(SmoothedRegionLoss):
     """One less the Tversky index of each class, which prices false negatives by themselves.
 
     With p the probabilities of a class, y its truth (0 or 1), s the smoothing, and TP = sum(p y),
@@ -62,6 +62,7 @@ class Tversky(RegionLoss):
         reduction: str | None = None,
     ) -> None:
         super().__init__(
+            smoothing=smoothing,
             present_only=present_only,
             background=background,
             ignore_label=ignore_label,
@@ -70,11 +71,8 @@ class Tversky(RegionLoss):
         )
         if min(alpha, beta) < 0 or alpha + beta == 0:
             raise ValueError(f"alpha is {alpha} and beta {beta}; none may be below 0, nor both 0")
-        if smoothing < 0:
-            raise ValueError(f"smoothing is {smoothing}; it must not be negative")
         self.alpha = alpha
         self.beta = beta
-        self.smoothing = smoothing
 
     def of_classes(
         self, probabilities: keras.KerasTensor, truth: keras.KerasTensor
@@ -88,9 +86,4 @@ class Tversky(RegionLoss):
 
     def get_config(self) -> dict[str, Any]:
         """Return what `__init__` took, ready for JSON."""
-        return {
-            **super().get_config(),
-            "alpha": self.alpha,
-            "beta": self.beta,
-            "smoothing": self.smoothing,
-        }
+        return {**super().get_config(), "alpha": self.alpha, "beta": self.beta}
