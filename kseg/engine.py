@@ -53,7 +53,7 @@ class Engine:
                 and those of the first are kept.
             strategy: where the replicas live; the default strategy if None.
         """
-        self.model = training_copy(model, sync_bn=sync_bn)
+        self.model = training_copy(model, sync_bn=sync_bn, jit=jit)
         self.optimizer = optimizer
         self.finished = 0
         self._losses = dict(losses)

@@ -9,33 +9,39 @@ are faster:
   wider kernels that read many channels: two to eight times as fast as oneDNN's convolutions;
 - a 1 x 1 convolution with strides reads a picked map. That is for safety: where it reads 8
   channels, the gradient of its weights writes beyond its memory (TensorFlow 2.21 with oneDNN).
+
+XLA has no gradient of a nearest resize; for it pixels are repeated.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
+
+from kseg.upsampling import NearestResize
 
 # Read channels from which products of shifted maps are faster than the convolution (3 x 3, maps of
 # 8 to 16 pixels a side: 1.1 times at 512, 3.6 times at 3072); with fewer the shifts cost more.
 MANY_CHANNELS = 1024
 
 
-def training_copy(model: keras.Model, *, sync_bn: bool = False) -> keras.Model:
+def training_copy(model: keras.Model, *, sync_bn: bool = False, jit: bool = False) -> keras.Model:
     """Return a copy of a functional model that computes the same by faster kernels.
 
     Args:
         model: any functional model; it is not changed.
         sync_bn: normalise by the batch of all replicas, which the fused kernel cannot.
+        jit: for XLA.
 
     Returns:
         A model of the same layer names, with its own variables of the same paths and values.
         Layers that the kernels cannot do (batch normalisation over another axis, without scale or
         offset, not trained; convolutions in groups or channels first) are as they were.
     """
-    clone = _synchronized if sync_bn else _fused
+    clone = functools.partial(_synchronized if sync_bn else _fused, jit=jit)
     copy = keras.models.clone_model(model, clone_function=clone)
     copy.set_weights(model.get_weights())
     return copy
@@ -128,21 +134,36 @@ class ManyChannelsConv2D(keras.layers.Conv2D):
         return tf.reshape(tf.stack(products), (rows, columns, channels, self.filters))
 
 
-def _fused(layer: keras.Layer) -> keras.Layer:
+class RepeatedPixels(NearestResize):
+    """A `NearestResize` of (B, H, W, C) by whole factors whose gradient XLA can compile."""
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Return `x` with each pixel repeated, as many times as the size wanted holds its own."""
+        height, width, channels = x.shape[1:]
+        rows, columns = self.height // height, self.width // width
+        cells = tf.reshape(x, (-1, height, 1, width, 1, channels))
+        return tf.reshape(
+            tf.tile(cells, (1, 1, rows, 1, columns, 1)), (-1, self.height, self.width, channels)
+        )
+
+
+def _fused(layer: keras.Layer, *, jit: bool) -> keras.Layer:
     plain = type(layer) is keras.layers.BatchNormalization
     if plain and layer.trainable and _fits(layer):
         return FusedBatchNormalization.from_config(layer.get_config())
-    return _faster_convolution(layer)
+    return _other(layer, jit=jit)
 
 
-def _synchronized(layer: keras.Layer) -> keras.Layer:
+def _synchronized(layer: keras.Layer, *, jit: bool) -> keras.Layer:
     if type(layer) is keras.layers.BatchNormalization:
         return type(layer).from_config(layer.get_config() | {"synchronized": True})
-    return _faster_convolution(layer)
+    return _other(layer, jit=jit)
 
 
-def _faster_convolution(layer: keras.Layer) -> keras.Layer:
+def _other(layer: keras.Layer, *, jit: bool) -> keras.Layer:
     kind = type(layer)
+    if jit and kind is NearestResize and _by_whole_factors(layer):
+        kind = RepeatedPixels
     if kind is keras.layers.Conv2D and layer.groups == 1 and layer.data_format == "channels_last":
         kind = _convolution_kind(layer)
     return kind.from_config(layer.get_config())
@@ -156,6 +177,11 @@ def _convolution_kind(layer: keras.layers.Conv2D) -> type[keras.layers.Conv2D]:
     if narrow and same and layer.input.shape[-1] >= MANY_CHANNELS:
         return ManyChannelsConv2D
     return keras.layers.Conv2D
+
+
+def _by_whole_factors(layer: NearestResize) -> bool:
+    _, height, width, _ = layer.input.shape
+    return layer.height % height == 0 and layer.width % width == 0
 
 
 def _fits(layer: keras.layers.BatchNormalization) -> bool:

@@ -12,6 +12,7 @@ from kseg.training_copy import (
     PointwiseConv2D,
     training_copy,
 )
+from kseg.upsampling import NearestResize
 
 
 def model():
@@ -143,3 +144,21 @@ def test_convolutions_are_replaced_where_that_is_faster_or_safer(dtype, expected
     copy = training_copy(convolutions(dtype))
     plain = dict.fromkeys(("pointwise", "strided", "many", "valid", "grouped"), layers.Conv2D)
     assert {name: type(copy.get_layer(name)) for name in plain} == plain | expected
+
+
+def test_xla_compiles_the_gradient_of_a_nearest_resize():
+    image = keras.Input((3, 4, 2))
+    model = keras.Model(image, NearestResize(6, 12, name="resize")(image))
+    x = tf.constant(np.random.default_rng(5).normal(size=(2, 3, 4, 2)).astype("float32"))
+
+    def output_and_gradient(model):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = model(x)
+            loss = tf.reduce_sum(y**2 * tf.reshape(tf.range(144.0), (1, 6, 12, 2)))
+        return y, tape.gradient(loss, x)
+
+    plain = output_and_gradient(training_copy(model))
+    compiled = tf.function(output_and_gradient, jit_compile=True)(training_copy(model, jit=True))
+    np.testing.assert_array_equal(compiled[0], plain[0])
+    np.testing.assert_allclose(compiled[1], plain[1], rtol=1e-5)
