@@ -8,14 +8,18 @@ the global batch.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kseg.errors import UserError
 from kseg.losses.parts import parts_of, quotient
 from kseg.training_copy import training_copy
+
+_UNSUPPORTED = re.compile(r" on XLA_\w+_JIT: (\w+)")
 
 
 class Engine:
@@ -73,8 +77,14 @@ class Engine:
 
         Returns:
             The loss of the global batch before the update, float32 scalar.
+
+        Raises:
+            UserError: if XLA has no form of an operation of the model.
         """
-        loss = self._step(image, mask)
+        try:
+            loss = self._step(image, mask)
+        except tf.errors.OpError as error:
+            raise _beyond_xla(error) or error from error
         self.finished += 1
         return loss
 
@@ -151,6 +161,13 @@ class Engine:
 def _global_sum(value: tf.Tensor) -> tf.Tensor:
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _beyond_xla(error: tf.errors.OpError) -> UserError | None:
+    found = _UNSUPPORTED.search(error.message)
+    if found is None:
+        return None
+    return UserError(f"XLA cannot compile {found[1]}, which this model needs; leave --jit out")
 
 
 def _is_weight(variable: keras.Variable) -> bool:

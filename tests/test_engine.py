@@ -13,6 +13,7 @@ from keras import layers
 
 from kseg.config import TrainConfig
 from kseg.engine import Engine
+from kseg.errors import UserError
 from kseg.losses.cross_entropy import CrossEntropy
 from kseg.optimizers import constant, cosine, make_optimizer, poly
 
@@ -118,6 +119,21 @@ def test_restoring_a_state_gives_it_back():
     assert other.finished == 1
     for name, tensor in other.state().items():
         np.testing.assert_array_equal(tensor, state[name])
+
+
+def test_a_model_that_xla_cannot_compile_is_refused_in_one_sentence():
+    image = keras.Input((4, 4, 3))
+    small = layers.Conv2D(2, 1)(image)
+    # XLA has no gradient of this resize, which stands in no model of kseg
+    logits = layers.Resizing(8, 8, interpolation="nearest")(small)
+    engine = Engine(
+        keras.Model(image, {"logits": logits}),
+        optimizer=keras.optimizers.SGD(0.1),
+        losses={"logits": (CrossEntropy(), 1.0)},
+        jit=True,
+    )
+    with pytest.raises(UserError, match="XLA cannot compile ResizeNearestNeighborGrad.*--jit"):
+        engine.step(tf.zeros((1, 4, 4, 3)), tf.zeros((1, 8, 8), tf.int32))
 
 
 def test_schedules_at_hand_worked_steps():
