@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kseg.config import option_text
 from kseg.errors import UserError
+from kseg.options import option_text
 
 MEMBER = "kseg.json"
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error)

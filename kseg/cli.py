@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import json
 import logging
 import operator
 import os
@@ -19,12 +17,12 @@ import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.table import Table
 from tyro.conf import subcommand
 
 from kseg import config as c
+from kseg.arguments import with_recipe, with_weights
 from kseg.errors import Failure, UserError
-from kseg.registry import Registry
+from kseg.listings import backbones, datasets, losses, metrics, models, networks, show
 from kseg.version import VERSION
 
 if TYPE_CHECKING:
@@ -90,7 +88,7 @@ def train(config: c.TrainConfig) -> int:
         return EXIT_INTERRUPTED
     if trained.evaluation is not None:
         folder = trained.run.folder
-        _show(trained.evaluation.table())
+        show(trained.evaluation.table())
         print(
             f"run: {folder}\nnext:\n  kseg predict {shlex.quote(str(folder))} IMAGE --out out\n"
             f"  kseg export {shlex.quote(str(folder))} --tflite --quantize int8"
@@ -122,7 +120,7 @@ def evaluate(config: c.EvalConfig) -> int:
             on_image=on_image,
         )
     for table in (*result.tables(), result.table()):
-        _show(table)
+        show(table)
     if _tiles(config):
         image, _ = next(read_samples(dataset, config.split, limit=1))
         result = replace(result, tiles_apart=_tiles_apart(predictor, image))
@@ -186,7 +184,7 @@ def compare(config: c.CompareConfig) -> int:
     from kseg.compare import compare
 
     result = compare(*_evaluations(config))
-    _show(result.table())
+    show(result.table())
     print(f"{result.sides()}\n{result.sentence()}")
     if config.json is not None:
         result.save_json(config.json)
@@ -226,81 +224,13 @@ def inspect_tflite(config: c.InspectConfig) -> int:
     return 0
 
 
-def models(config: c.ModelsConfig) -> int:
-    """List the models, or show one builder."""
-    from kseg.quiet import load_tensorflow
-    from kseg.registry import MODELS
-
-    if config.sort != "name" and (config.json or config.name):
-        raise UserError("--sort orders the list; leave it out beside --json or a NAME")
-    load_tensorflow()
-    if config.json:
-        from kseg.catalogue import catalogue
-
-        names = [config.name] if config.name else list(MODELS)
-        print(json.dumps(catalogue(names), indent=1))
-        return 0
-    if config.name is not None:
-        _list(MODELS, config.name)
-        print()
-    from kseg.catalogue import listed
-
-    _show(listed(sort=config.sort, model=config.name))
-    print("512 x 512, 21 classes; TFLite on one thread, `python -m tools.model_table`")
-    return 0
-
-
-def backbones(config: c.BackbonesConfig) -> int:
-    """List the backbones, or show one builder."""
-    from kseg.quiet import load_tensorflow
-    from kseg.registry import BACKBONES
-
-    load_tensorflow()
-    return _list(BACKBONES, config.name)
-
-
-def losses(config: c.LossesConfig) -> int:
-    """List the losses, or show one."""
-    from kseg.quiet import load_tensorflow
-    from kseg.registry import LOSSES
-
-    load_tensorflow()
-    from kseg.losses.expression import GIVEN, SYNTAX, listed
-    from kseg.page import page
-
-    if config.name is not None:
-        how = f"options, as in --loss {config.name}:OPTION=VALUE"
-        Console(emoji=False).print(page(LOSSES[config.name], options=how, without=GIVEN))
-        return 0
-    _show(listed())
-    print(
-        f"a sum: --loss '{SYNTAX}'\n* takes --class-weights\n"
-        "heads of encnet and pidnet bring their own: SE-loss, boundary, boundary-aware"
-    )
-    return 0
-
-
-def metrics(config: c.MetricsConfig) -> int:
-    """List the metrics, or show one."""
-    from kseg.registry import METRICS
-
-    return _list(METRICS, config.name)
-
-
-def datasets(config: c.DatasetsConfig) -> int:
-    """List the data sets, or show how one is laid out."""
-    from kseg.registry import DATASETS
-
-    return _list(DATASETS, config.name)
-
-
 def weights(config: c.WeightsConfig) -> int:
     """Import published weights and say what to type next, or list what can be imported."""
     from kseg.published.networks import network
 
     command = config.command
     if isinstance(command, c.WeightsListConfig):
-        return _list_networks()
+        return networks()
     network(command.network)  # a wrong name is answered before TensorFlow is loaded
     from kseg.quiet import load_tensorflow
 
@@ -342,37 +272,12 @@ def _run(words: list[str]) -> int:
         print(f"kseg {VERSION}")
         return 0
     if words[:1] == ["train"]:
-        words = ["train", *c.with_recipe(_with_weights(words[1:]))]
+        words = ["train", *with_recipe(with_weights(words[1:]))]
     try:
         config = tyro.cli(_any_command(), prog="kseg", description=DESCRIPTION, args=words)
     except SystemExit as end:  # tyro has answered: help (0) or a mistake (2)
         return int(end.code or 0)
     return _COMMANDS[type(config)][1](config)
-
-
-def _with_weights(words: list[str]) -> list[str]:
-    """Put first what the file or run behind --weights says of itself.
-
-    Its model and options, where no model is named; with --quantize-aware all settings of a run.
-    """
-    pairs = [word.split("=", 1) for word in words if word.startswith("--") and "=" in word]
-    named = dict(zip(words, words[1:], strict=False)) | dict(pairs)
-    if "--weights" not in named:
-        return words
-    path = Path(named["--weights"])
-    from kseg.runs import Run
-
-    if "--quantize-aware" in words and Run.is_run(path):
-        return c.with_settings(words, c.quantize_aware_config(Run(path).config()))
-    if "--model" in named:
-        return words
-    file = path / "best.keras" if path.is_dir() else path
-    if file.suffix != ".keras" or not file.is_file():
-        return words
-    from kseg import card as cards
-
-    card = cards.read(file)
-    return words if card is None else [*card.arguments(), *words]
 
 
 def _any_command() -> Any:  # noqa: ANN401 - a union made at run time
@@ -472,7 +377,7 @@ def _with_best_crf(predictor: Predictor, dataset: Dataset, config: c.EvalConfig)
             samples,
             on_sample=lambda number, done: on_image((number - 1) * images + done, 2 * images),
         )
-    _show(found.table())
+    show(found.table())
     best = found.best
     print(f"best: --crf-parameters {best.w1:g} {best.sigma_alpha:g} {best.sigma_beta:g}")
     return RefinedPredictor.of(predictor, [best])
@@ -538,34 +443,6 @@ def _newest() -> Path:
     from kseg.runs import newest
 
     return newest().folder
-
-
-def _list(registry: Registry, name: str | None) -> int:
-    if name is not None:
-        from kseg.page import page
-
-        how = "options, by -o NAME=VALUE" if registry.kind == "model" else "arguments, in Python"
-        Console(emoji=False).print(page(registry[name], options=how))
-        return 0
-    table = Table(registry.kind, "what it is", box=None)
-    for known in registry:
-        table.add_row(known, escape(inspect.getdoc(registry[known]).splitlines()[0]))
-    _show(table)
-    return 0
-
-
-def _list_networks() -> int:
-    from kseg.published.networks import NETWORKS
-
-    table = Table("network", "model of kseg", box=None)
-    for name, found in NETWORKS.items():
-        table.add_row(name, found.model)
-    _show(table)
-    return 0
-
-
-def _show(table: Table) -> None:
-    Console(emoji=False).print(table)
 
 
 def _complain(error: object, code: int) -> int:

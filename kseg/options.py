@@ -1,4 +1,4 @@
-"""Options given as text, turned into the types that a signature declares."""
+"""Options as text, to and from the types that a signature declares."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def convert(text: str, annotation: Any) -> Any:  # noqa: ANN401 (any type a buil
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         return words[_known(text.lower(), words)]
     return annotation(text)
+
+
+def option_text(value: object) -> str:
+    """Return the value of a model's option as `-o NAME=VALUE` takes it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def _known(text: str, choices: typing.Iterable[object]) -> str:

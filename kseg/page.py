@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kseg.config import option_text
+from kseg.options import option_text
 
 # What every builder takes alike, and nobody can set.
 _GIVEN = ("input_shape", "num_classes", "image", "self", "kwargs")

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from kseg.advice import WAITED, advice
-from kseg.config import TrainConfig, with_settings
+from kseg.arguments import with_settings
+from kseg.config import TrainConfig
 from kseg.data.dataset import IGNORE_LABEL, Dataset
 from kseg.errors import UserError
 from kseg.evaluate import Evaluation, evaluate, plain

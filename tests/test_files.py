@@ -8,7 +8,8 @@ import pytest
 from safetensors import SafetensorError
 
 from kseg import checkpoint
-from kseg.config import TrainConfig, recipe_arguments, recipe_names, with_recipe
+from kseg.arguments import recipe_arguments, recipe_names, with_recipe
+from kseg.config import TrainConfig
 from kseg.errors import UserError
 from kseg.files import clear_leftovers, replacing, write_text
 from kseg.runs import MetricsFile, Run

@@ -9,8 +9,9 @@ from keras import layers
 from tiny import CARD, QUICK, SIZE, DrawnData, drawn, samples, tiny_model
 
 from kseg import card as cards
+from kseg.arguments import with_settings
 from kseg.build import build
-from kseg.config import TrainConfig, quantize_aware_config, with_settings
+from kseg.config import TrainConfig, quantize_aware_config
 from kseg.export import tflite
 from kseg.export.calibrate import calibration_samples
 from kseg.export.interface import Interface

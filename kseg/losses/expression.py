@@ -12,10 +12,9 @@ import keras
 from rich.markup import escape
 from rich.table import Table
 
-from kseg.config import option_text
 from kseg.errors import UserError
 from kseg.losses.sum_of_losses import SumOfLosses
-from kseg.options import convert, describe
+from kseg.options import convert, describe, option_text
 from kseg.registry import LOSSES, nearest
 
 SYNTAX = "ce+0.5*dice:smoothing=1,background=false"
