@@ -102,28 +102,13 @@ def evaluate(config: c.EvalConfig) -> int:
     from kseg.quiet import load_tensorflow
 
     load_tensorflow()
-    from kseg.data.pipeline import read_samples
-    from kseg.evaluate import evaluate
-    from kseg.progress import counting
-
     predictor = _opened(config.model or _newest(), config)
     dataset = _dataset(config.data, predictor)
     if config.crf_search:
         predictor = _with_best_crf(predictor, dataset, config)
-    with counting("evaluating") as on_image:
-        result = evaluate(
-            predictor,
-            dataset,
-            split=config.split,
-            limit=config.limit,
-            metrics=config.metrics,
-            on_image=on_image,
-        )
+    result = _measured(predictor, dataset, config, metrics=config.metrics)
     for table in (*result.tables(), result.table()):
         show(table)
-    if _tiles(config):
-        image, _ = next(read_samples(dataset, config.split, limit=1))
-        result = replace(result, tiles_apart=_tiles_apart(predictor, image))
     if config.json is not None:
         result.save_json(config.json)
     return 0
@@ -134,8 +119,8 @@ def report(config: c.ReportConfig) -> int:
     from kseg.quiet import load_tensorflow
 
     load_tensorflow()
+    from kseg.data.pipeline import read_samples
     from kseg.files import write_text
-    from kseg.inference import load
     from kseg.progress import counting
     from kseg.report import page_path, report
     from kseg.runs import Run
@@ -144,7 +129,7 @@ def report(config: c.ReportConfig) -> int:
     run, out = Run(path) if Run.is_run(path) else None, config.out or page_path(path)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name the file to write")
-    predictor = load(path, last=config.last)
+    predictor = _opened(path, config)
     dataset = _dataset(config.data, predictor)
     with counting("evaluating") as on_image:
         found = report(
@@ -156,6 +141,9 @@ def report(config: c.ReportConfig) -> int:
             data=config.data or predictor.card.dataset,
             on_image=on_image,
         )
+    if config.tiles:
+        image, _ = next(read_samples(dataset, config.split, limit=1))
+        _tiles_apart(predictor, image)
     write_text(out, found)
     print(f"report: {out}")
     return 0
@@ -173,7 +161,7 @@ def predict(config: c.PredictConfig) -> int:
     with counting("labelling") as on_image:
         written = predict_files(predictor, config.images, config.out, on_image=on_image)
     print(f"{len(written)} image{'s' if len(written) != 1 else ''} labelled: {config.out}")
-    if _tiles(config):
+    if config.tiles:
         _tiles_apart(predictor, next(pictures(config.images, config.out)))
     return 0
 
@@ -295,7 +283,7 @@ def _dataset(data: str | None, predictor: Predictor) -> Dataset:
     return open_dataset(data)
 
 
-def _opened(path: Path, config: c.EvalConfig | c.PredictConfig) -> Predictor:
+def _opened(path: Path, config: c.Inference) -> Predictor:
     from kseg.inference import load
 
     predictor = _looking_often(load(path, eval_size=config.eval_size, last=config.last), config)
@@ -307,13 +295,13 @@ def _opened(path: Path, config: c.EvalConfig | c.PredictConfig) -> Predictor:
     return RefinedPredictor.of(predictor, refinements)
 
 
-def _looking_often(predictor: Predictor, config: c.EvalConfig | c.PredictConfig) -> Predictor:
+def _looking_often(predictor: Predictor, config: c.Inference) -> Predictor:
     """Put flips, tiles and scales around a predictor, as the configuration says."""
     if config.flip:
         from kseg.averaging import FlippedPredictor
 
         predictor = FlippedPredictor.of(predictor)
-    if _tiles(config):
+    if config.tiles:
         from kseg.tiling import TiledPredictor
 
         predictor = TiledPredictor.of(predictor, overlap=config.tile_overlap)
@@ -324,8 +312,32 @@ def _looking_often(predictor: Predictor, config: c.EvalConfig | c.PredictConfig)
     return predictor
 
 
-def _tiles(config: c.EvalConfig | c.PredictConfig) -> bool:
-    return config.tile or config.tile_overlap is not None
+def _measured(
+    predictor: Predictor,
+    dataset: Dataset,
+    config: c.EvalConfig | c.CompareConfig,
+    *,
+    metrics: Sequence[str] = (),
+    name: str = "",
+) -> Evaluation:
+    """Evaluate; of tiles say by how much they differ from the whole image."""
+    from kseg.data.pipeline import read_samples
+    from kseg.evaluate import evaluate
+    from kseg.progress import counting
+
+    with counting(f"evaluating {name}".rstrip()) as on_image:
+        found = evaluate(
+            predictor,
+            dataset,
+            split=config.split,
+            limit=config.limit,
+            metrics=metrics,
+            on_image=on_image,
+        )
+    if not config.tiles:
+        return found
+    image, _ = next(read_samples(dataset, config.split, limit=1))
+    return replace(found, tiles_apart=_tiles_apart(predictor, image))
 
 
 def _tiles_apart(predictor: Predictor, image: np.ndarray | Path) -> float | None:
@@ -348,7 +360,7 @@ def _tiles_apart(predictor: Predictor, image: np.ndarray | Path) -> float | None
     return found.share
 
 
-def _refinements(config: c.EvalConfig | c.PredictConfig) -> list[Refinement]:
+def _refinements(config: c.Inference) -> list[Refinement]:
     found = []
     if config.superpixels is not None:
         from kseg.superpixels import Superpixels
@@ -390,8 +402,9 @@ def _evaluations(config: c.CompareConfig) -> list[Evaluation]:
     paths = (config.a, config.b)
     read = {path: Evaluation.load_json(path) for path in paths if path.suffix == ".json"}
     models = [path for path in dict.fromkeys(paths) if path not in read]
-    if not models and (config.data or config.limit):
-        raise UserError("A and B were evaluated before; leave --data and --limit out beside them")
+    said = c.said(config, without=("a", "b", "json", "split"))
+    if not models and said:
+        raise UserError(f"A and B were evaluated before; leave {said[0]} out beside them")
     if not models and config.split not in ("val", *(one.split for one in read.values())):
         raise UserError(f"A and B were not evaluated on {config.split!r}; leave --split out")
     found = read | (_evaluated(models, config) if models else {})
@@ -404,21 +417,13 @@ def _evaluated(paths: Sequence[Path], config: c.CompareConfig) -> dict[Path, Eva
 
     load_tensorflow()
     from kseg.data.dataset import open_dataset
-    from kseg.evaluate import check_classes, evaluate
-    from kseg.inference import load
-    from kseg.progress import counting
+    from kseg.evaluate import check_classes
 
-    predictors = {path: load(path) for path in paths}
+    predictors = {path: _opened(path, config) for path in paths}
     dataset = open_dataset(config.data or _same_data(predictors.values()))
     for predictor in predictors.values():
         check_classes(predictor, dataset)
-    found = {}
-    for path, predictor in predictors.items():
-        with counting(f"evaluating {path.name}") as on_image:
-            found[path] = evaluate(
-                predictor, dataset, split=config.split, limit=config.limit, on_image=on_image
-            )
-    return found
+    return {path: _measured(predictor, dataset, config) for path, predictor in predictors.items()}
 
 
 def _same_data(predictors: Collection[Predictor]) -> str:

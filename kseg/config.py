@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -139,34 +140,26 @@ class TrainConfig:
         return TrainConfig(**values)
 
 
-@dataclass(frozen=True)
-class EvalConfig:
-    """Measure a run or a model file on a data set."""
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """The labelled images that a command measures on."""
 
-    model: Annotated[Positional[Path | None], arg(metavar="RUN|FILE", help_behavior_hint="")] = None
-    """Run folder, .keras, .tflite or SavedModel. Default: the newest run."""
     data: Text = None
     """Data set, NAME[:PATH]. Default: the one the model was trained on."""
     split: str = "val"
     """Which part of the data set."""
-    eval_size: Size = None
-    """Size fed to the model, pixels. Default: the model's own."""
     limit: Count = None
     """Use only the first N images."""
-    metrics: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
-    """Measure these, too, in more time; `kseg metrics` lists them."""
-    crf: Switch = False
-    """Refine the labels by the dense CRF of DeepLab, at the image's own size."""
-    crf_parameters: CrfParameters = None
-    """The same with these parameters, as `kseg evaluate --crf-search` finds them."""
-    superpixels: Count = None
-    """Label about N superpixels an image (SLIC) as wholes; before the CRF, if both are named."""
-    crf_search: Switch = False
-    """First find the CRF's parameters as DeepLab did: 155 CRFs an image, of 100 or --limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How a model is run."""
+
     last: Switch = False
     """Take last.keras of the run instead of best.keras."""
-    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Write the result here, fractions of 1."""
+    eval_size: Size = None
+    """Size fed to the model, pixels. Default: the model's own."""
     tile: Switch = False
     """Keep the image's own pixels: cut tiles of the model's size, and blend their borders."""
     tile_overlap: Count = None
@@ -175,28 +168,46 @@ class EvalConfig:
     """Average the probabilities of the image and of its mirror image."""
     scales: Scales = ()
     """Average the probabilities at these scales of the image; files of one size need --tile."""
+    superpixels: Count = None
+    """Label about N superpixels an image (SLIC) as wholes; before the CRF, if both are named."""
+    crf: Switch = False
+    """Refine the labels by the dense CRF of DeepLab, at the image's own size."""
+    crf_parameters: CrfParameters = None
+    """The same with these parameters, as `kseg evaluate --crf-search` finds them."""
+
+    @property
+    def tiles(self) -> bool:
+        """Whether images are cut into tiles."""
+        return self.tile or self.tile_overlap is not None
+
+
+# The last base comes first in the help.
+@dataclass(frozen=True)
+class EvalConfig(Inference, Labelled):
+    """Measure a run or a model file on a data set."""
+
+    model: Annotated[Positional[Path | None], arg(metavar="RUN|FILE", help_behavior_hint="")] = None
+    """Run folder, .keras, .tflite or SavedModel. Default: the newest run."""
+    crf_search: Switch = False
+    """First find the CRF's parameters as DeepLab did: 155 CRFs an image, of 100 or --limit."""
+    metrics: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
+    """Measure these, too, in more time; `kseg metrics` lists them."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the result here, fractions of 1."""
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(Inference, Labelled):
     """Write one HTML page on a run: numbers, curves, images, what to try next."""
 
     model: Annotated[Positional[Path | None], arg(metavar="RUN|FILE", help_behavior_hint="")] = None
     """Run folder, or a model file. Default: the newest run."""
-    data: Text = None
-    """Data set, NAME[:PATH]. Default: the one the model was trained on."""
-    split: str = "val"
-    """Which part of the data set."""
-    limit: Count = None
-    """Use only the first N images."""
-    last: Switch = False
-    """Take last.keras of the run instead of best.keras."""
     out: Annotated[Path | None, arg(metavar="FILE.html", help_behavior_hint="")] = None
     """Where the page goes. Default: RUN/report.html, or NAME-report.html beside the file."""
 
 
 @dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(Inference):
     """Label images: palette PNG masks and overlays with a legend."""
 
     model: Annotated[Positional[Path], arg(metavar="RUN|FILE")]
@@ -205,40 +216,16 @@ class PredictConfig:
     """Images and folders of images."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions")
     """Where the results go; sub-folders are kept."""
-    eval_size: Size = None
-    """Size fed to the model, pixels. Default: the model's own."""
-    crf: Switch = False
-    """Refine the labels by the dense CRF of DeepLab, at the image's own size."""
-    crf_parameters: CrfParameters = None
-    """The same with these parameters, as `kseg evaluate --crf-search` finds them."""
-    superpixels: Count = None
-    """Label about N superpixels an image (SLIC) as wholes; before the CRF, if both are named."""
-    last: Switch = False
-    """Take last.keras of the run instead of best.keras."""
-    tile: Switch = False
-    """Keep the image's own pixels: cut tiles of the model's size, and blend their borders."""
-    tile_overlap: Count = None
-    """The same with tiles that share N pixels. Default: a quarter of a tile's shorter side."""
-    flip: Switch = False
-    """Average the probabilities of the image and of its mirror image."""
-    scales: Scales = ()
-    """Average the probabilities at these scales of the image; files of one size need --tile."""
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Inference, Labelled):
     """Tell whether one model is better than another on the same images."""
 
     a: Annotated[Positional[Path], arg(metavar="A")]
     """Run folder, model file, or what `kseg evaluate --json` wrote: compared with."""
     b: Annotated[Positional[Path], arg(metavar="B")]
     """The same of the model in question."""
-    data: Text = None
-    """Data set, NAME[:PATH]. Default: the one the models were trained on."""
-    split: str = "val"
-    """Which part of the data set."""
-    limit: Count = None
-    """Use only the first N images."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the result here, fractions of 1."""
 
@@ -425,3 +412,13 @@ def quantize_aware_config(config: TrainConfig) -> TrainConfig:
         sync_bn=False,
         **dict.fromkeys(("warmup", "eval_every", "checkpoint_every", "run", "resume", "recipe")),
     )
+
+
+def said(config: CompareConfig, *, without: Collection[str]) -> list[str]:
+    """Return the options that have another value than their default, as they are typed."""
+    fields = [field for field in dataclasses.fields(config) if field.name not in without]
+    return [
+        "--" + field.name.replace("_", "-")
+        for field in fields
+        if getattr(config, field.name) != field.default
+    ]

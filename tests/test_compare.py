@@ -199,6 +199,10 @@ def test_model_files_and_results_of_evaluate_are_compared_alike(nets, tmp_path, 
     assert capsys.readouterr().out.splitlines()[-1] == shown.splitlines()[-1]
     assert main(["compare", files[0], nets[1]]) == 0  # one of each kind
     assert capsys.readouterr().out.splitlines()[-1] == shown.splitlines()[-1]
+    assert main(["compare", files[0], nets[0], "--flip"]) == 0  # a model with itself, looking twice
+    assert f"A: {files[0]} ({nets[0]})\nB: {nets[0]}, flip\n" in capsys.readouterr().out
+    assert main(["compare", *files, "--flip"]) == 2
+    assert "leave --flip out" in told(capsys)
 
 
 def test_files_that_cannot_be_compared_are_named(tmp_path, capsys):
@@ -210,7 +214,7 @@ def test_files_that_cannot_be_compared_are_named(tmp_path, capsys):
     assert f"{files['whole']} (m.keras) was evaluated on 40 images and" in said
     assert f"{files['one']} (m.keras) on 1;" in said
     assert main(["compare", files["whole"], files["one"], "--limit", "1"]) == 2
-    assert "leave --data and --limit out" in told(capsys)
+    assert "leave --limit out" in told(capsys)
     assert main(["compare", files["whole"], files["one"], "--split", "train"]) == 2
     assert "were not evaluated on 'train'; leave --split out" in told(capsys)
     record = json.loads(Path(files["whole"]).read_text())

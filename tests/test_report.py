@@ -207,8 +207,9 @@ def test_the_report_of_a_run(run_folder, tmp_path, capsys):
 def test_a_file_has_a_report_without_a_training(run_folder, street, tmp_path, capsys):
     file = tmp_path / "best.keras"
     shutil.copy(run_folder / "best.keras", file)
-    assert main(["report", str(file), "--limit", "1"]) == 0
+    assert main(["report", str(file), "--limit", "1", "--flip"]) == 0
     page = Page((tmp_path / "best-report.html").read_text(encoding="utf-8"))
+    assert ", with flip." in page.text
     assert "over the training" not in " ".join(page.charts)
     assert "1 val image of" in page.text
 
