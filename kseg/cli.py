@@ -23,6 +23,7 @@ from kseg import config as c
 from kseg.arguments import with_recipe, with_weights
 from kseg.errors import Failure, UserError
 from kseg.listings import backbones, datasets, losses, metrics, models, networks, show
+from kseg.registry import METRICS
 from kseg.version import VERSION
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ def train(config: c.TrainConfig) -> int:
 def evaluate(config: c.EvalConfig) -> int:
     """Measure a model file and print the table."""
     _check_json(config.json)
+    taken = [name for name in config.metrics if name not in METRICS and Path(name).exists()]
+    if config.model is None and taken:
+        raise UserError(f"{taken[0]} is taken for a metric; name the model before --metrics")
     from kseg.quiet import load_tensorflow
 
     load_tensorflow()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -62,8 +62,10 @@ class Display:
     ) -> None:
         self._progress.stop()
 
-    def started(self, parameters: int) -> None:
-        """Say what is trained: the model and its trainable `parameters`."""
+    def started(
+        self, parameters: int, classes: Sequence[str], weights: Sequence[float] | None
+    ) -> None:
+        """Say what is trained: the model, its trainable `parameters`, the classes' weights."""
         config = self._config
         height, width = config.size
         self._console.print(
@@ -72,6 +74,11 @@ class Display:
             highlight=False,
             soft_wrap=True,
         )
+        if weights is not None:
+            ranked = sorted(zip(weights, classes, strict=True))
+            ends = " to ".join(f"{weight:.2f} ({name})" for weight, name in (ranked[0], ranked[-1]))
+            text = f"class weights ({config.class_weights}): {ends}"
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def update(self, step: int, *, loss: float, learning_rate: float) -> None:
         """Show one finished step."""

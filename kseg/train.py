@@ -164,9 +164,10 @@ class _Training:
         self.dataset = dataset
         self.strategy = strategy
         self.counts = counting(dataset)
+        self.class_weights = _class_weights(config, dataset, self.counts)
         _check_shares(config, strategy)
         with strategy.scope():
-            self.engine = _engine(config, dataset, strategy, counts=self.counts, fresh=fresh)
+            self.engine = self._engine(fresh=fresh)
         with dtype_policy("float32"):
             self.served = _served_model(config, dataset, config.eval_size)
         self.card = _card(config, dataset)
@@ -174,6 +175,39 @@ class _Training:
         self.best = float("-inf")
         self.evaluation: Evaluation | None = None  # of best.keras, if this process has written it
         self.lost = 0
+
+    def _engine(self, *, fresh: bool) -> Engine:
+        config = self.config
+        with dtype_policy(config.precision):
+            model = build_model(config, self.dataset, config.size, pretrained=fresh)
+        if config.frozen_bn or config.head_rate != 1.0:
+            _check_backbone(config, model)
+        if fresh:
+            _initialise(model, config)
+        if config.frozen_bn:
+            _freeze_batch_norm(model)
+        if config.quantize_aware:
+            # Training-only heads are not in a finished model, and fresh ones would only disturb it.
+            model = quantization_aware(models.inference_model(model))
+        heads = [v.path for layer in model.layers if not of_backbone(layer) for v in layer.weights]
+        return Engine(
+            model,
+            optimizer=make_optimizer(config, heads=heads),
+            losses=self._losses(model),
+            ema=config.ema,
+            jit=config.jit,
+            sync_bn=config.sync_bn,
+            strategy=self.strategy,
+        )
+
+    def _losses(self, model: keras.Model) -> dict[str, tuple[keras.losses.Loss, float]]:
+        config = self.config
+        main = build_loss(config.loss, class_weights=self.class_weights)
+        if config.logit_adjustment:
+            main = LogitAdjusted(main, self.counts().prior, config.logit_adjustment)
+        if config.quantize_aware:
+            return {"logits": (main, 1.0)}
+        return MODELS.entry(config.model).losses(main, model.output)
 
     def restore(self, step: int) -> None:
         """Go to the state of checkpoint `step`; 0 is the start."""
@@ -198,7 +232,9 @@ class _Training:
         writer = tf.summary.create_file_writer(str(self.run.tensorboard))
         pace = Pace(config.batch_size)
         with Display(config, done=engine.finished) as display, writer.as_default():
-            display.started(models.trainable_parameters(engine.model))
+            display.started(
+                models.trainable_parameters(engine.model), self.dataset.classes, self.class_weights
+            )
             calls.on_epoch_begin(self._epoch())
             for image, mask in self.strategy.experimental_distribute_dataset(batches):
                 pace.works()
@@ -382,37 +418,6 @@ def _check_shares(config: TrainConfig, strategy: tf.distribute.Strategy) -> None
         )
 
 
-def _engine(
-    config: TrainConfig,
-    dataset: Dataset,
-    strategy: tf.distribute.Strategy,
-    *,
-    counts: Callable[[], PixelCounts],
-    fresh: bool,
-) -> Engine:
-    with dtype_policy(config.precision):
-        model = build_model(config, dataset, config.size, pretrained=fresh)
-    if config.frozen_bn or config.head_rate != 1.0:
-        _check_backbone(config, model)
-    if fresh:
-        _initialise(model, config)
-    if config.frozen_bn:
-        _freeze_batch_norm(model)
-    if config.quantize_aware:
-        # Training-only heads are not in a finished model, and fresh ones would only disturb it.
-        model = quantization_aware(models.inference_model(model))
-    heads = [v.path for layer in model.layers if not of_backbone(layer) for v in layer.weights]
-    return Engine(
-        model,
-        optimizer=make_optimizer(config, heads=heads),
-        losses=_losses(config, model, dataset, counts),
-        ema=config.ema,
-        jit=config.jit,
-        sync_bn=config.sync_bn,
-        strategy=strategy,
-    )
-
-
 def _check_backbone(config: TrainConfig, model: keras.Model) -> None:
     if not any(of_backbone(layer) for layer in model.layers):
         raise UserError(
@@ -469,18 +474,12 @@ def _other_options(path: Path, config: TrainConfig) -> dict[str, tuple[object, o
     }
 
 
-def _losses(
-    config: TrainConfig, model: keras.Model, dataset: Dataset, counts: Callable[[], PixelCounts]
-) -> dict[str, tuple[keras.losses.Loss, float]]:
-    weights = None
-    if any(takes_class_weights(term.name) for term in parse_loss(config.loss)):
-        weights = weights_for(config.class_weights, dataset.classes, counts)
-    main = build_loss(config.loss, class_weights=weights)
-    if config.logit_adjustment:
-        main = LogitAdjusted(main, counts().prior, config.logit_adjustment)
-    if config.quantize_aware:
-        return {"logits": (main, 1.0)}
-    return MODELS.entry(config.model).losses(main, model.output)
+def _class_weights(
+    config: TrainConfig, dataset: Dataset, counts: Callable[[], PixelCounts]
+) -> tuple[float, ...] | None:
+    if not any(takes_class_weights(term.name) for term in parse_loss(config.loss)):
+        return None
+    return weights_for(config.class_weights, dataset.classes, counts)
 
 
 def _augmentation(config: TrainConfig) -> Augmentation:

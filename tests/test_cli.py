@@ -23,7 +23,7 @@ from kseg.registry import MODELS
 from kseg.train import _other_options
 
 COMMANDS = (
-    "train evaluate compare predict export verify inspect models backbones losses metrics datasets "
+    "train evaluate report compare predict export verify inspect models backbones losses metrics datasets "
     "weights"
 ).split()
 
@@ -367,6 +367,16 @@ def test_an_unfinished_run_says_how_to_finish(tmp_path, capsys):
     (folder / "config.json").write_text("{}")
     assert main(["evaluate", str(folder)]) == 2
     assert f"--resume {folder}" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_training_says_the_range_of_its_class_weights(capsys):
+    config = TrainConfig(steps=1, size=(64, 96), class_weights="sqrt")
+    with Display(config, done=0) as display:
+        display.started(1_500_000, ("road", "pole", "sky"), (0.5, 3.25, 1.0))
+    assert "class weights (sqrt): 0.50 (road) to 3.25 (pole)\n" in capsys.readouterr().out
+    with Display(config, done=0) as display:
+        display.started(1_500_000, ("road", "pole", "sky"), None)
+    assert "class weights" not in capsys.readouterr().out
 
 
 def test_progress_names_no_speed_before_it_is_known(capsys):

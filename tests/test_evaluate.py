@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from kseg.cli import main
 from kseg.data.dataset import ArrayDataset
 from kseg.data.pipeline import free_memory
 from kseg.errors import UserError
@@ -210,6 +211,12 @@ def test_probabilities_are_made_only_where_they_are_needed():
     predictor = Unsure()
     evaluate(predictor, Drawn(), split="val", metrics=("sizes",))
     assert predictor.asked == 0
+
+
+def test_a_model_behind_metrics_is_told_to_stand_before_them(tmp_path, capsys):
+    assert main(["evaluate", "--metrics", "sizes", str(tmp_path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is taken for a metric; name the model before --metrics" in said
 
 
 def test_metrics_that_cannot_be_had_are_refused_before_anything_is_read():
