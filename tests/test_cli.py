@@ -23,8 +23,8 @@ from kseg.registry import MODELS
 from kseg.train import _other_options
 
 COMMANDS = (
-    "train evaluate report compare predict export verify inspect models backbones losses metrics datasets "
-    "weights"
+    "train evaluate report compare predict export verify inspect models backbones losses metrics "
+    "datasets weights"
 ).split()
 
 
