@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import math
 import signal
@@ -27,6 +26,7 @@ from kseg.errors import UserError
 from kseg.evaluate import Evaluation, evaluate
 from kseg.files import clear_leftovers, replacing
 from kseg.inference import Predictor, load, run_model
+from kseg.initial_weights import initialise
 from kseg.losses.class_weights import PixelCounts, weights_for
 from kseg.losses.expression import build_loss, parse_loss, takes_class_weights
 from kseg.losses.logit_adjustment import LogitAdjusted
@@ -38,7 +38,7 @@ from kseg.resolve import backbone_weights, check, option_texts, resolve
 from kseg.runs import STEP_COLUMNS, MetricsFile, Run
 from kseg.summaries import summarise, summarise_pictures, write_preview
 from kseg.version import VERSION
-from kseg.weights import initialise_from, of_backbone
+from kseg.weights import of_backbone
 
 log = logging.getLogger(__name__)
 ROWS = 100  # of steps.csv
@@ -183,7 +183,7 @@ class _Training:
         if config.frozen_bn or config.head_rate != 1.0:
             _check_backbone(config, model)
         if fresh:
-            _initialise(model, config)
+            initialise(model, config)
         if config.frozen_bn:
             _freeze_batch_norm(model)
         if config.quantize_aware:
@@ -430,48 +430,6 @@ def _freeze_batch_norm(model: keras.Model) -> None:
     for layer in model.layers:
         if of_backbone(layer) and isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
-
-
-def _initialise(model: keras.Model, config: TrainConfig) -> None:
-    if config.weights == "none" or backbone_weights(config):
-        return
-    path = Path(config.weights)
-    source = Run(path).model_file() if Run.is_run(path) else path
-    for name, (there, here) in _other_options(source, config).items():
-        log.warning(
-            "%s was built with %s=%s, this model with %s: it computes something else with the same "
-            "weights",
-            source,
-            name,
-            there,
-            here,
-        )
-    for layer in initialise_from(model, source):
-        log.warning(
-            "fresh weights for %s: %s has none of its shape (new, training-only or class count)",
-            layer,
-            source,
-        )
-
-
-# Options that a trained model does not depend on.
-_TRAINING_ONLY = ("backbone_weights", "aux", "dropout")
-
-
-def _other_options(path: Path, config: TrainConfig) -> dict[str, tuple[object, object]]:
-    """Return the options of the model in a file that this training's has otherwise, with both."""
-    there = card.read(path)
-    if there is None or there.model != config.model:
-        return {}
-    signature = inspect.signature(MODELS[config.model]).parameters
-    defaults = {name: parameter.default for name, parameter in signature.items()}
-    theirs = defaults | dict(there.options)
-    ours = defaults | models.parse_options(config.model, option_texts(config))
-    return {
-        name: (theirs.get(name), value)
-        for name, value in ours.items()
-        if theirs.get(name) != value and not name.startswith(_TRAINING_ONLY)
-    }
 
 
 def _class_weights(

@@ -18,9 +18,9 @@ from kseg import card as cards
 from kseg.card import ModelCard
 from kseg.cli import main
 from kseg.config import TrainConfig
+from kseg.initial_weights import other_options
 from kseg.progress import Display, Pace
 from kseg.registry import MODELS
-from kseg.train import _other_options
 
 COMMANDS = (
     "train evaluate report compare predict export verify inspect models backbones losses metrics "
@@ -348,8 +348,8 @@ def test_other_options_than_those_of_the_weights_are_told(tmp_path):
     path = tmp_path / "m.keras"
     cards.embed(path, card)
     config = TrainConfig(model="deeplabv3", options=("output_stride=8", "dropout=0.5"))
-    assert _other_options(path, config) == {"output_stride": (16, 8)}
-    assert _other_options(path, replace(config, options=("output_stride=16",))) == {}
+    assert other_options(path, config) == {"output_stride": (16, 8)}
+    assert other_options(path, replace(config, options=("output_stride=16",))) == {}
 
 
 @pytest.mark.parametrize("name", ["theirs.pth", "theirs.safetensors"])
