@@ -121,7 +121,7 @@ def _for_rare(config: TrainConfig | None) -> str:
     settings = config or TrainConfig()
     weighted = any(takes_class_weights(term.name) for term in parse_loss(settings.loss))
     tries = {
-        "--class-weights median": weighted and settings.class_weights != "median",
+        "--class-weights effective": weighted and settings.class_weights != "effective",
         "--rare-crops 0.5": not settings.rare_crops,
         "--repeat-rare 0.1": not settings.repeat_rare,
     }

@@ -5,6 +5,7 @@ import csv
 import io
 import math
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -132,6 +133,17 @@ def test_advice_follows_from_what_was_measured(found, config, scores, waiting, w
     seen = " ".join(one.seen for one in given)
     assert (words in seen) if words else not given
     assert all(one.remedy for one in given)
+
+
+def test_what_was_done_for_rare_classes_is_not_advised_again():
+    def remedy(**settings):
+        config = replace(TRAINED, **settings)
+        return advice(evaluation([[995, 0], [4, 1]]), config, [], math.nan)[0].remedy
+
+    first = "`--class-weights effective`, `--rare-crops 0.5`, `--repeat-rare 0.1`, one by one"
+    assert remedy().startswith(first)
+    assert remedy(class_weights="effective", rare_crops=0.5).startswith("`--repeat-rare 0.1`, one")
+    assert "--class-weights" not in remedy(loss="dice")  # which takes none
 
 
 def test_a_wide_interval_is_told():
