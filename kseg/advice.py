@@ -117,16 +117,16 @@ def _of_classes(evaluation: Evaluation, config: TrainConfig | None) -> Iterator[
 
 
 def _for_rare(config: TrainConfig | None) -> str:
-    """Return what may help rare classes and was not done yet."""
+    """Return what may help rare classes and was not done yet; it helps together, hardly alone."""
     settings = config or TrainConfig()
     weighted = any(takes_class_weights(term.name) for term in parse_loss(settings.loss))
     tries = {
-        "--class-weights effective": weighted and settings.class_weights != "effective",
+        "--class-weights sqrt": weighted and settings.class_weights == "none",
         "--rare-crops 0.5": not settings.rare_crops,
-        "--repeat-rare 0.1": not settings.repeat_rare,
+        "--repeat-rare 0.5": not settings.repeat_rare,
     }
-    listed = ", ".join(f"`{flag}`" for flag, new in tries.items() if new)
-    return f"{listed}, one by one; more images of them." if listed else "More images of them."
+    flags = " ".join(flag for flag, new in tries.items() if new)
+    return f"Train with `{flags}`; label more images of them." if flags else "Label more of them."
 
 
 def _confusions(matrix: Any) -> Iterator[tuple[float, int, int]]:  # noqa: ANN401 - (C, C) array

@@ -140,10 +140,10 @@ def test_what_was_done_for_rare_classes_is_not_advised_again():
         config = replace(TRAINED, **settings)
         return advice(evaluation([[995, 0], [4, 1]]), config, [], math.nan)[0].remedy
 
-    first = "`--class-weights effective`, `--rare-crops 0.5`, `--repeat-rare 0.1`, one by one"
-    assert remedy().startswith(first)
-    assert remedy(class_weights="effective", rare_crops=0.5).startswith("`--repeat-rare 0.1`, one")
-    assert "--class-weights" not in remedy(loss="dice")  # which takes none
+    assert "`--rare-crops 0.5 --repeat-rare 0.5`" in remedy()
+    assert "`--class-weights sqrt --repeat-rare" in remedy(class_weights="none", rare_crops=0.5)
+    assert "--class-weights" not in remedy(class_weights="none", loss="dice")  # takes none
+    assert remedy(rare_crops=0.5, repeat_rare=0.5) == "Label more of them."
 
 
 def test_a_wide_interval_is_told():
