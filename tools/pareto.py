@@ -12,6 +12,7 @@ of all files together, at the end, and mean something on a quiet machine only. N
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import subprocess
 import sys
@@ -159,18 +160,12 @@ def as_table(results: list[dict[str, Any]]) -> Table:
 
 
 def draw(results: list[dict[str, Any]], path: Path, *, title: str) -> None:
-    """Draw mIoU against latency, int8 filled and float hollow, each with its front as a line.
+    """Draw mIoU against latency, int8 filled and float hollow, each with its front as a line."""
+    import matplotlib
 
-    Raises:
-        UserError: if matplotlib is missing.
-    """
-    try:
-        import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot, ticker
-    except ImportError as error:
-        raise UserError(f"the picture needs pip install 'kseg[plots]' ({error})") from error
     figure, axes = pyplot.subplots(figsize=(9, 6), dpi=120)
     for variant, colour, filled in (("int8", "tab:blue", True), ("float32", "tab:orange", False)):
         x, y = ([one[f"{variant}_{kind}"] for one in results] for kind in ("ms", "miou"))
@@ -225,9 +220,20 @@ def _name(axes: Axes, results: list[dict[str, Any]]) -> None:
             text.remove()
 
 
+def require_matplotlib() -> None:
+    """Find out before hours of training whether the picture can be drawn.
+
+    Raises:
+        UserError: if matplotlib is missing.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("the picture needs pip install 'kseg[plots]'")
+
+
 def main() -> int:
     """Train, export, print the table, draw the picture; 1 if a model failed."""
     options, runs, failed = tyro.cli(Pareto, prog="tools.pareto"), {}, 0
+    require_matplotlib()
     options.out.mkdir(parents=True, exist_ok=True)
     for row in chosen(options):
         try:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,10 @@ from kseg.export import onnx, tflite
 from kseg.export.interface import Interface
 from kseg.inference import load
 from kseg.models import inference_model, parse_options
+from tools.benchmarks.turns import interleaved
 
 INT8_FASTER = 2.5  # times the float file
 FLOAT_SLOWER = 1.1  # times onnxruntime on the tf2onnx file of the same net
-# Seconds: onnxruntime's threads wait for more work with the processor busy, and would take
-# LiteRT's second core.
-PAUSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,16 +87,3 @@ def written(options: Export, folder: Path) -> dict[str, Callable[[], object]]:
         forward = load(path, threads=options.threads).runtime.forward
         runs[name] = lambda f=forward: f(image)
     return runs
-
-
-def interleaved(runs: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Return the median milliseconds of each function; each turn calls all, with pauses."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(turns + 1):
-        for name, run in runs.items():
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            run()
-            if turn:  # the first one warms up
-                times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(found) for name, found in times.items()}

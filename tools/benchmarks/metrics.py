@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +11,7 @@ from rich.table import Table
 from kseg.errors import Failure
 from kseg.metrics import ConfusionMatrix
 from kseg.quiet import load_tensorflow
+from tools.benchmarks.turns import interleaved
 
 LEAST = 15  # how many times Keras's rate
 
@@ -22,14 +21,17 @@ class Metrics:
     """Megapixels per second of a confusion matrix, and of keras.metrics.MeanIoU.
 
     Maps are uint8: squares of 16 x 16 pixels in all classes, of which a tenth is labelled at
-    random. Sides take turns, and the median of each counts; Keras is called eagerly, as by hand,
-    and in a tf.function. Then the same with 1 % of the pixels ignored (`ignore_class`).
+    random. Sides take turns of a few images, and the median of each counts; Keras is called
+    eagerly, as by hand, and in a tf.function. Then the same with 1 % of the pixels ignored
+    (`ignore_class`).
     """
 
     size: tuple[int, int] = (1024, 2048)
     """Height and width of the maps."""
     classes: int = 19
     """How many classes there are."""
+    images: int = 8
+    """How many images a turn has, each with maps of its own."""
     turns: int = 9
     """How often each side is measured."""
 
@@ -49,9 +51,9 @@ def benchmark_metrics(options: Metrics) -> int:
     return 0 if min(ratios) >= LEAST else 1
 
 
-def maps(options: Metrics, ignored: int | None) -> tuple[np.ndarray, np.ndarray]:
+def maps(options: Metrics, ignored: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a mask and labels of it, uint8 (H, W)."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     coarse = random.integers(0, options.classes, [side // 16 for side in options.size])
     mask = np.kron(coarse, np.ones((16, 16), int)).astype(np.uint8)
     noise = random.integers(0, options.classes, mask.shape)
@@ -67,24 +69,21 @@ def _rates(options: Metrics, ignored: int | None) -> list[float]:
     import keras
     import tensorflow as tf
 
-    mask, labels = maps(options, ignored)
+    pairs = [maps(options, ignored, seed) for seed in range(options.images)]
+    tensors = [(tf.constant(mask), tf.constant(labels)) for mask, labels in pairs]
     ours = ConfusionMatrix(options.classes)
     peers = [keras.metrics.MeanIoU(options.classes, ignore_class=ignored) for _ in range(2)]
     compiled = tf.function(lambda true, guess: peers[0].update_state(true, guess))
-    tensors = tf.constant(mask), tf.constant(labels)
-    sides: list[Callable[[], object]] = [
-        lambda: ours.update(mask, labels),
-        lambda: compiled(*tensors),
-        lambda: peers[1].update_state(mask, labels),
-    ]
-    times = np.array([[_seconds(side) for side in sides] for _ in range(options.turns + 1)])
+    times = interleaved(
+        {
+            "ours": lambda: [ours.update(*pair) for pair in pairs],
+            "compiled": lambda: [compiled(*pair) for pair in tensors],
+            "eager": lambda: [peers[1].update_state(*pair) for pair in pairs],
+        },
+        options.turns,
+    )
     for peer in peers:
         if abs(float(peer.result()) - ours.miou) > 1e-5:
             raise Failure(f"Keras has a mIoU of {float(peer.result())}, kseg {ours.miou}")
-    return (mask.size / 1e6 / np.median(times[1:], axis=0)).tolist()  # the first turn traces
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    pixels = sum(mask.size for mask, _ in pairs)
+    return [pixels / 1e3 / milliseconds for milliseconds in times.values()]
