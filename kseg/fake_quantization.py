@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers
 
@@ -48,11 +47,6 @@ class FakeQuantize(layers.Layer):
             self._follow(x)
         low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
         return tf.quantization.fake_quant_with_min_max_vars(x, low, high)
-
-    @property
-    def step(self) -> float:
-        """The difference between two values that follow each other."""
-        return (float(self.high.numpy()) - float(self.low.numpy())) / 255
 
     def _follow(self, x: tf.Tensor) -> None:
         x = tf.stop_gradient(x)
@@ -100,23 +94,26 @@ class Folded:
         kernel, bias = self._whole()
         return self.channels_back(_rounded(kernel)), bias
 
-    def round_bias(self, input_scale: float) -> None:
-        """Change the bias to the nearest that the file can hold.
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Return the map with bias and activation."""
+        kernel, bias = self.folded()
+        return self.activated(self.convolved(x, kernel), bias)
 
-        There it is a whole number of steps of the input times those of the kernel. What that
-        leaves out is little, yet the sum of a thousand rounded maps shows it.
+    def whole_numbers(self, input_step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Return the kernel and the bias as the whole numbers that the file holds.
 
         Args:
-            input_scale: one step of the map that the layer takes.
+            input_step: one step of the map that the layer takes.
+
+        Returns:
+            The kernel, float32 of its own shape; the steps (C,) of its channels, float32; the
+            bias (C,) in steps of the input times those, or None where there is none.
         """
         kernel, bias = self._whole()
-        if bias is None:
-            return
-        step = input_scale * np.asarray(_most(kernel), np.float64) / 127
-        exact = np.asarray(bias, np.float64)
-        change = np.rint(exact / step) * step - exact
-        held = self.bias if self.epsilon is None else self.beta
-        held.assign_add(change.astype(np.float32))
+        numbers, steps = _in_steps(kernel)
+        if bias is not None:
+            bias = tf.math.rint(bias / (input_step * steps))
+        return self.channels_back(numbers), steps, bias
 
     def channels_last(self, kernel: tf.Tensor) -> tf.Tensor:
         """Return the kernel with the channels of the result as its last axis."""
@@ -159,11 +156,9 @@ class Folded:
 class QuantizedConv2D(Folded, layers.Conv2D):
     """`keras.layers.Conv2D` and `BatchNormalization` of (B, H, W, C) as one int8 operator."""
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Return the map (B, H, W, filters)."""
-        kernel, bias = self.folded()
-        y = self.convolution_op(x, kernel)
-        return self.activated(y, bias)
+    def convolved(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the map (B, H, W, filters) before the bias."""
+        return self.convolution_op(x, kernel)
 
 
 @keras.saving.register_keras_serializable("kseg")
@@ -178,10 +173,9 @@ class QuantizedDepthwiseConv2D(Folded, layers.DepthwiseConv2D):
         """Return what `channels_last` was given."""
         return tf.reshape(kernel, self.kernel.shape)
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Return the map (B, H, W, C * multiplier)."""
-        kernel, bias = self.folded()
-        y = keras.ops.depthwise_conv(
+    def convolved(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the map (B, H, W, C * multiplier) before the bias."""
+        return keras.ops.depthwise_conv(
             x,
             kernel,
             strides=self.strides,
@@ -189,7 +183,6 @@ class QuantizedDepthwiseConv2D(Folded, layers.DepthwiseConv2D):
             dilation_rate=self.dilation_rate,
             data_format=self.data_format,
         )
-        return self.activated(y, bias)
 
 
 @keras.saving.register_keras_serializable("kseg")
@@ -204,10 +197,9 @@ class QuantizedConv2DTranspose(Folded, layers.Conv2DTranspose):
         """Return what `channels_last` was given."""
         return tf.transpose(kernel, (0, 1, 3, 2))
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Return the map (B, H, W, filters)."""
-        kernel, bias = self.folded()
-        y = keras.ops.conv_transpose(
+    def convolved(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the map (B, H, W, filters) before the bias."""
+        return keras.ops.conv_transpose(
             x,
             kernel,
             strides=list(self.strides),
@@ -216,7 +208,6 @@ class QuantizedConv2DTranspose(Folded, layers.Conv2DTranspose):
             dilation_rate=self.dilation_rate,
             data_format=self.data_format,
         )
-        return self.activated(y, bias)
 
 
 @keras.saving.register_keras_serializable("kseg")
@@ -235,12 +226,28 @@ class QuantizedProduct(layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Return the map with the axis as long as the matrix makes it."""
+        return self.convolved(x, _rounded(self._kernel(x)))
+
+    def convolved(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the map times a kernel (1, 1, old, new) along the axis."""
         # The converter turns the operands of a product of matrices round, and then has no fast
         # operator for it; a convolution stays one.
-        matrix = self.products.matrices(*x.shape[1:3])[self.axis - 1]
         forth, back = ((0, 2, 3, 1), (0, 3, 1, 2)) if self.axis == 1 else ((0, 1, 3, 2),) * 2
-        kernel = _rounded(tf.constant(matrix.T[None, None], tf.float32))
         return tf.transpose(tf.nn.conv2d(tf.transpose(x, forth), kernel, 1, "VALID"), back)
+
+    def whole_numbers(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the kernel for a map as the whole numbers that the file holds, and their steps.
+
+        Returns:
+            (1, 1, old, new) float32, and the steps, to be multiplied with the new map.
+        """
+        kernel = self._kernel(x)
+        numbers, steps = _in_steps(kernel)
+        return numbers, tf.reshape(steps, (-1, 1, 1) if self.axis == 1 else (-1, 1))
+
+    def _kernel(self, x: tf.Tensor) -> tf.Tensor:
+        matrix = self.products.matrices(*x.shape[1:3])[self.axis - 1]
+        return tf.constant(matrix.T[None, None], tf.float32)
 
     def get_config(self) -> dict[str, Any]:
         """Return the layer's configuration."""
@@ -282,6 +289,15 @@ def _rounded(kernel: tf.Tensor) -> tf.Tensor:
     return tf.quantization.fake_quant_with_min_max_vars_per_channel(
         kernel, -most, most, narrow_range=True
     )
+
+
+def _in_steps(kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return what `_rounded` returns in whole steps, and the step of each index of the last axis.
+
+    Steps are taken in float64: TensorFlow may change the order of float32's products and quotients.
+    """
+    steps = tf.cast(tf.cast(_most(kernel), tf.float64) / 127.0, tf.float32)
+    return tf.math.rint(_rounded(kernel) / steps), steps
 
 
 def _most(kernel: tf.Tensor) -> tf.Tensor:

@@ -20,7 +20,6 @@ from keras import layers
 
 from kseg.fake_quantization import (
     FakeQuantize,
-    Folded,
     QuantizedConv2D,
     QuantizedConv2DTranspose,
     QuantizedDepthwiseConv2D,
@@ -37,7 +36,7 @@ _QUANTIZED = {
     layers.Conv2DTranspose: QuantizedConv2DTranspose,
 }
 # What moves values without making new ones: their ranges are those of their input.
-_MOVING = (
+MOVING = (
     layers.MaxPooling2D,
     layers.Reshape,
     layers.Permute,
@@ -97,26 +96,6 @@ def without_quantization(source: keras.Model, model: keras.Model) -> None:
         there = source.get_layer(holders.get(layer.name, layer.name))
         values = {variable.name: variable.numpy() for variable in there.weights}
         layer.set_weights([values[variable.name] for variable in layer.weights])
-
-
-def round_biases(model: keras.Model) -> None:
-    """Round the biases of a quantisation-aware model as its file will, in place.
-
-    Call it with the final weights and ranges: what a bias is rounded to follows from both.
-    """
-    for layer in model.layers:
-        if isinstance(layer, Folded):
-            before = _range_of(layer.input)
-            if before is not None:
-                layer.round_bias(before.step)
-
-
-def _range_of(tensor: keras.KerasTensor) -> FakeQuantize | None:
-    """Return what rounds a map, behind layers that only move its values; None if nothing does."""
-    layer = tensor._keras_history.operation
-    while isinstance(layer, _MOVING):
-        layer = layer.input._keras_history.operation
-    return layer if isinstance(layer, FakeQuantize) else None
 
 
 class _Plan:
@@ -185,7 +164,7 @@ class _Plan:
             args = (self._rows_product(layer, args[0], before),)
         kwargs.pop("mask", None)  # of a batch normalisation; nothing here has masks
         y = layer(*args, **kwargs)
-        if isinstance(layer, _MOVING) or _is_linear(layer):
+        if isinstance(layer, MOVING) or _is_linear(layer):
             return self._remember(y, before)
         if layer.name in self.folds or layer.name in self.fused:
             return y  # rounded behind the layer that follows
