@@ -103,16 +103,16 @@ class Folded:
         """Return the kernel and the bias as the whole numbers that the file holds.
 
         Args:
-            input_step: one step of the map that the layer takes.
+            input_step: one step of the map that the layer takes, float64.
 
         Returns:
-            The kernel, float32 of its own shape; the steps (C,) of its channels, float32; the
+            The kernel, float32 of its own shape; the steps (C,) of its channels, float64; the
             bias (C,) in steps of the input times those, or None where there is none.
         """
         kernel, bias = self._whole()
         numbers, steps = _in_steps(kernel)
         if bias is not None:
-            bias = tf.math.rint(bias / (input_step * steps))
+            bias = tf.math.rint(tf.cast(bias, tf.float64) / (input_step * steps))
         return self.channels_back(numbers), steps, bias
 
     def channels_last(self, kernel: tf.Tensor) -> tf.Tensor:
@@ -292,12 +292,12 @@ def _rounded(kernel: tf.Tensor) -> tf.Tensor:
 
 
 def _in_steps(kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return what `_rounded` returns in whole steps, and the step of each index of the last axis.
+    """Return what `_rounded` returns in whole steps; the step of each index of the last axis.
 
-    Steps are taken in float64: TensorFlow may change the order of float32's products and quotients.
+    The steps are float64, as the converter has them.
     """
-    steps = tf.cast(tf.cast(_most(kernel), tf.float64) / 127.0, tf.float32)
-    return tf.math.rint(_rounded(kernel) / steps), steps
+    steps = tf.cast(_most(kernel), tf.float64) / 127.0
+    return tf.math.rint(_rounded(kernel) / tf.cast(steps, tf.float32)), steps
 
 
 def _most(kernel: tf.Tensor) -> tf.Tensor:

@@ -33,21 +33,28 @@ _FRACTION = 2**11  # parts that a bilinear kernel divides a pixel into
 
 @dataclass(frozen=True)
 class Range:
-    """What the whole numbers of a map stand for: `step * (number - zero)`, all float32 scalars."""
+    """What the whole numbers of a map stand for: `step * (number - zero)`.
 
-    step: tf.Tensor
+    Attributes:
+        exact_step: float64 scalar, as the converter has it.
+        zero: float32 scalar.
+    """
+
+    exact_step: tf.Tensor
     zero: tf.Tensor
 
     @staticmethod
     def of(quantizer: FakeQuantize) -> Range:
         """Return the range that a file takes from a layer."""
-        low, high = (
-            tf.cast(tf.convert_to_tensor(end), tf.float64)
-            for end in (quantizer.low, quantizer.high)
-        )
+        low, high = (_double(tf.convert_to_tensor(end)) for end in (quantizer.low, quantizer.high))
         step = tf.maximum((high - low) / 255.0, 1e-30)
         zero = tf.clip_by_value(tf.math.rint(LOWEST - low / step), LOWEST, HIGHEST)
-        return Range(tf.cast(step, tf.float32), tf.cast(zero, tf.float32))
+        return Range(step, _single(zero))
+
+    @property
+    def step(self) -> tf.Tensor:
+        """The step that the file holds, float32."""
+        return _single(self.exact_step)
 
 
 @dataclass(frozen=True)
@@ -138,8 +145,11 @@ def _computed(layer: keras.Layer, args: Any, kwargs: Any) -> Any:  # noqa: ANN40
             return _pooled(layer, first)
         if _is_bilinear(layer):
             return _resized(layer, first)
-    if isinstance(layer, layers.Concatenate) and all(isinstance(one, Whole) for one in first):
-        return Pending(lambda after: layer([_requantised(one, after) for one in first]))
+    if isinstance(first, list) and all(isinstance(one, Whole) for one in first):
+        if isinstance(layer, layers.Concatenate):
+            return Pending(lambda after: layer([_requantised(one, after) for one in first]))
+        if type(layer) in _OF_TWO and len(first) == 2:
+            return _OF_TWO[type(layer)](*first)
     args, kwargs = keras.tree.map_structure(_value, (args, kwargs))
     return layer(*args, **kwargs)
 
@@ -193,34 +203,65 @@ def _rounded(quantizer: FakeQuantize, found: Any) -> Whole:  # noqa: ANN401
 
 def _convolved(layer: Folded, x: Whole) -> Pending:
     """Return a convolution: a sum without error, and one product with a float32 scale."""
-    kernel, steps, bias = layer.whole_numbers(x.range.step)
+    kernel, steps, bias = layer.whole_numbers(x.range.exact_step)
     total = tf.cast(layer.convolved(x.numbers, kernel), tf.int32)
     total = total if bias is None else total + tf.cast(bias, tf.int32)
-    scale = _product(x.range.step, steps)
-    ends = _ENDS[layer.activation]
-    return Pending(lambda after: _scaled(total, _quotient(scale, after.step)), ends)
+    return Pending(_scaled(total, x.range.step, _single(steps)), _ENDS[layer.activation])
 
 
 def _multiplied(layer: QuantizedProduct, x: Whole) -> Pending:
     """Return a product with a constant matrix, which the file has as a convolution."""
     kernel, steps = layer.whole_numbers(x.numbers)
     total = tf.cast(layer.convolved(x.numbers, kernel), tf.int32)
-    scale = _product(x.range.step, steps)
-    return Pending(lambda after: _scaled(total, _quotient(scale, after.step)))
+    return Pending(_scaled(total, x.range.step, _single(steps)))
 
 
-def _scaled(total: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    return tf.math.rint(tf.cast(total, tf.float32) * scale)
+def _product_of(a: Whole, b: Whole) -> Pending:
+    total = tf.cast(a.numbers, tf.int32) * tf.cast(b.numbers, tf.int32)
+    return Pending(_scaled(total, a.range.step, b.range.step))
 
 
-def _product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Return a float32 product, rounded here: TensorFlow may change the order of plain ones."""
-    return tf.cast(tf.cast(a, tf.float64) * tf.cast(b, tf.float64), tf.float32)
+def _sum_of(a: Whole, b: Whole) -> Pending:
+    """Return a sum of two maps, whose scales have 21 binary places; ties go up."""
+
+    def rounded(after: Range) -> tf.Tensor:
+        scales = [_quotient(one.range.step, after.step) for one in (a, b)]
+        largest = tf.maximum(*scales)
+        # The exponent of the larger scale; a logarithm may be wrong at a power of two.
+        exponent = tf.bitwise.right_shift(tf.bitcast(largest, tf.int32), 23) - 127
+        parts = tf.pow(tf.constant(2.0, tf.float64), _double(20 - exponent))
+        factors = [tf.math.rint(_double(scale) * parts) for scale in scales]
+        total = _double(a.numbers) * factors[0] + _double(b.numbers) * factors[1]
+        return _single(tf.floor(total / parts + 0.5))
+
+    return Pending(rounded)
+
+
+# How two maps become one.
+_OF_TWO = {layers.Add: _sum_of, layers.Multiply: _product_of}
+
+
+def _scaled(total: tf.Tensor, a: tf.Tensor, b: tf.Tensor) -> Callable[[Range], tf.Tensor]:
+    """Return what rounds sums in steps of `a * b`, float32 both; ties go to the even number."""
+
+    def rounded(after: Range) -> tf.Tensor:
+        scale = _quotient(_single(_double(a) * _double(b)), after.step)
+        return tf.math.rint(_single(total) * scale)
+
+    return rounded
 
 
 def _quotient(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Return a float32 quotient, rounded here."""
-    return tf.cast(tf.cast(a, tf.float64) / tf.cast(b, tf.float64), tf.float32)
+    """Return a float32 quotient, rounded here: TensorFlow may change the order of plain ones."""
+    return _single(_double(a) / _double(b))
+
+
+def _single(x: tf.Tensor) -> tf.Tensor:
+    return tf.cast(x, tf.float32)
+
+
+def _double(x: tf.Tensor) -> tf.Tensor:
+    return tf.cast(x, tf.float64)
 
 
 def _pooled(layer: layers.AveragePooling2D, x: Whole) -> Whole:
@@ -235,8 +276,8 @@ def _resized(layer: keras.Layer, x: Whole) -> Whole:
     wanted = layer.compute_output_spec(keras.KerasTensor(x.numbers.shape)).shape
     sizes = zip(x.numbers.shape[1:3], wanted[1:3], strict=True)
     rows, columns = (tf.constant(_tents(old, new)) for old, new in sizes)
-    sums = tf.einsum("gh,bhwc,kw->bgkc", rows, tf.cast(x.numbers, tf.float64), columns)
-    return Whole(tf.cast(tf.floor(sums + 0.5), tf.float32), x.range)
+    sums = tf.einsum("gh,bhwc,kw->bgkc", rows, _double(x.numbers), columns)
+    return Whole(_single(tf.floor(sums + 0.5)), x.range)
 
 
 def _tents(old: int, new: int) -> np.ndarray:

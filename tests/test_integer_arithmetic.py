@@ -16,11 +16,18 @@ from kseg.integer_arithmetic import _pooled as pooled
 from kseg.integer_arithmetic import _requantised as requantised
 from kseg.integer_arithmetic import _resized as resized
 from kseg.integer_arithmetic import _scaled as scaled
+from kseg.integer_arithmetic import _sum_of as total
 from kseg.quantization import quantization_aware
 from kseg.quiet import quiet
 from kseg.upsampling import BilinearResize
 
-UNIT = Range(tf.constant(1.0), tf.constant(0.0))
+
+def steps_of(step, zero=0.0):
+    """A range of such steps."""
+    return Range(tf.constant(step, tf.float64), tf.constant(zero))
+
+
+UNIT = steps_of(1.0)
 
 
 def whole(values, within=UNIT):
@@ -36,14 +43,24 @@ def numbers(result):
 
 def test_sums_are_rounded_to_the_even_number_where_they_tie():
     # 1, 3, -1, 5 times 0.5: every one is a tie.
-    assert numbers(scaled(tf.constant([1, 3, -1, 5]), tf.constant(0.5))) == [0, 2, 0, 2]
+    round_to = scaled(tf.constant([1, 3, -1, 5]), tf.constant(0.5), tf.constant(1.0))
+    assert numbers(round_to(UNIT)) == [0, 2, 0, 2]
+
+
+def test_two_maps_are_added_in_steps_of_21_binary_places():
+    """Of 0.3 and 1 the larger has the exponent 0: both are whole numbers of 2 ** -20."""
+    added = total(whole([1, 2, -1, 5]), whole([1, 1, -1, 5], steps_of(0.3))).rounded(UNIT)
+    assert numbers(added) == [1, 2, -1, 7]  # 1.3, 2.3, -1.3, 6.5
+    # Half-way goes up; 0.3 is 314573 / 2 ** 20 there, which is more than it, so that 6.5 does.
+    halves = total(whole([1, -1]), whole([1, -1], steps_of(0.5))).rounded(UNIT)
+    assert numbers(halves) == [2, -1]
 
 
 @pytest.mark.parametrize(("zero", "expected"), [(0.0, [1, -1, 3]), (-128.0, [0, -1, 2])])
 def test_means_that_tie_go_away_from_the_number_zero(zero, expected):
     """0.5, -0.5 and 2.5; with -128 for the value 0 they are -127.5, -128.5 and -125.5."""
     pool = layers.AveragePooling2D((1, 2))
-    given = whole([0, 1, 0, -1, 2, 3], Range(tf.constant(1.0), tf.constant(zero)))
+    given = whole([0, 1, 0, -1, 2, 3], steps_of(1.0, zero))
     assert numbers(pooled(pool, given)) == expected
 
 
@@ -65,10 +82,10 @@ def test_weights_of_an_enlarged_map_have_eleven_bits():
 
 def test_another_range_is_reached_by_256ths():
     # 0.7 is 179 / 256 there: 100 becomes (17900 + 128) / 256 = 70.4, and 5 becomes 3.996.
-    after = Range(tf.constant(1 / 0.7), tf.constant(0.0))
+    after = steps_of(1 / 0.7)
     assert numbers(requantised(whole([100, 5, -5]), after)) == [70, 3, -3]
     # 127 of steps of 2 are beyond the 127 of steps of 1.
-    double = Range(tf.constant(2.0), tf.constant(0.0))
+    double = steps_of(2.0)
     assert numbers(requantised(whole([127, -3], double), UNIT)) == [127, -6]
 
 
