@@ -53,7 +53,7 @@ def losses(config: c.LossesConfig) -> int:
     from kseg.registry import LOSSES
 
     load_tensorflow()
-    from kseg.losses.expression import GIVEN, SYNTAX, listed
+    from kseg.losses.expression import CHANGING, GIVEN, SYNTAX, listed
     from kseg.page import page
 
     if config.name is not None:
@@ -62,7 +62,9 @@ def losses(config: c.LossesConfig) -> int:
         return 0
     show(listed())
     print(
-        f"a sum: --loss '{SYNTAX}'\n* takes --class-weights\n"
+        f"a sum: --loss '{SYNTAX}'\n"
+        f"a weight that changes evenly from the first step to the last: --loss '{CHANGING}'\n"
+        "* takes --class-weights\n"
         "heads of encnet and pidnet bring their own: SE-loss, boundary, boundary-aware"
     )
     return 0
