@@ -300,7 +300,7 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Tell what a .tflite file is made of, where it can run, and what makes it slow here."""
+    """Tell what a .tflite file is made of, where it runs, and what makes it slow."""
 
     file: Annotated[Positional[Path], arg(metavar="FILE.tflite")]
     """The file."""

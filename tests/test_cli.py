@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -40,10 +41,19 @@ assert main(["--help"]) == 0
 heavy = {{"tensorflow", "keras", "jax", "torch"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "80"},
+    )
     assert done.returncode == 0, done.stderr
     for command in COMMANDS:
         assert f"kseg {command}" in done.stdout
+    # One line is tyro's own, which lists all commands in braces.
+    lines = [line for line in done.stdout.splitlines() if "{train,evaluate," not in line]
+    assert max(map(len, lines)) <= 80
 
 
 def test_version(capsys):
