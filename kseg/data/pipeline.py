@@ -18,6 +18,7 @@ from kseg.data.dataset import UNKNOWN_ID, ArrayDataset, Dataset, FileDataset, Pa
 from kseg.data.rare import RareSampling, aimed, repeated
 from kseg.errors import UserError
 from kseg.losses.class_weights import PixelCounts, count_pixels
+from kseg.machine import free_memory
 
 Source = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 Reader = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]]
@@ -212,24 +213,6 @@ def fits_in_memory(dataset: Dataset, split: str) -> bool:
     numbers = doctor.spread(range(count), 16)
     pixels = [math.prod(doctor.sample_size(dataset, split, number)) for number in numbers]
     return 4.0 * count * float(np.mean(pixels)) < 0.5 * free_memory()
-
-
-def free_memory() -> int:
-    """Return how many bytes this process may still take, as far as the system tells."""
-    meminfo, limit, used = (
-        Path(path)
-        for path in (
-            "/proc/meminfo",
-            "/sys/fs/cgroup/memory.max",
-            "/sys/fs/cgroup/memory.current",
-        )
-    )
-    if not meminfo.exists():  # not Linux
-        return 4 << 30
-    free = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())[1])
-    if limit.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
 
 
 def name_the_file(
