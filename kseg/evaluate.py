@@ -51,8 +51,8 @@ class Evaluation:
         refinements: what stood around the model, as "flip" or "DenseCRF(w1=4.0, ...)".
         per_image: the same counts of each image by itself, in the order of the data set.
         metrics: what else was asked for, by name.
-        tiles_apart: share of the labels, 0..1, that tiles change against the whole image; None
-            where that was not measured.
+        tiles_apart: share of the labels, 0..1, that tiles change against whole images, on a few
+            that are spread over the split; None where that was not measured.
         read_from: the JSON file that this was read from; None where it was made now.
     """
 

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import math
+import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -224,6 +225,18 @@ def test_a_file_has_a_report_without_a_training(run_folder, street, tmp_path, ca
     assert ", with flip." in page.text
     assert "over the training" not in " ".join(page.charts)
     assert "1 val image of" in page.text
+
+
+def test_a_report_on_tiles_says_how_far_they_are_from_whole_images(run_folder, tmp_path, capsys):
+    out = tmp_path / "tiles.html"
+    words = ["report", str(run_folder), "--eval-size", "64", "64", "--out", str(out), "--tile"]
+    assert main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    (share,) = re.findall(r"tiles change ([\d.]+)% of the whole images' labels", said)
+    page = Page(out.read_text(encoding="utf-8"))
+    number = float(share)
+    shown = f"{number:.1f}" if number >= 9.95 else share
+    assert f"tiles change {shown} % of the labels" in page.text
 
 
 def test_what_a_report_refuses(run_folder, tmp_path, capsys):
