@@ -50,12 +50,15 @@ def backbones(config: c.BackbonesConfig) -> int:
 def losses(config: c.LossesConfig) -> int:
     """List the losses, or show one."""
     from kseg.quiet import load_tensorflow
-    from kseg.registry import LOSSES
+    from kseg.registry import HEAD_LOSSES, LOSSES
 
     load_tensorflow()
-    from kseg.losses.expression import CHANGING, GIVEN, SYNTAX, listed
+    from kseg.losses.expression import CHANGING, GIVEN, SYNTAX, listed, listed_of_heads
     from kseg.page import page
 
+    if config.name in HEAD_LOSSES:
+        Console(emoji=False).print(page(HEAD_LOSSES[config.name], options="arguments, in Python"))
+        return 0
     if config.name is not None:
         how = f"options, as in --loss {config.name}:OPTION=VALUE"
         Console(emoji=False).print(page(LOSSES[config.name], options=how, without=GIVEN))
@@ -65,8 +68,8 @@ def losses(config: c.LossesConfig) -> int:
         f"a sum: --loss '{SYNTAX}'\n"
         f"a weight that changes evenly from the first step to the last: --loss '{CHANGING}'\n"
         "* takes --class-weights\n"
-        "heads of encnet and pidnet bring their own: SE-loss, boundary, boundary-aware"
     )
+    show(listed_of_heads())
     return 0
 
 

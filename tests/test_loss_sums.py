@@ -18,7 +18,7 @@ from kseg.losses.expression import Term, build_loss, listed, parse_loss, takes_c
 from kseg.losses.logit_adjustment import LogitAdjusted
 from kseg.losses.parts import parts_of, quotient
 from kseg.losses.sum_of_losses import SumOfLosses
-from kseg.registry import LOSSES
+from kseg.registry import HEAD_LOSSES, LOSSES, MODELS
 
 MASK = np.array([[[0, 0, 1, 255]], [[1, 255, 255, 255]]], "int32")
 LOGITS = np.random.default_rng(2).normal(size=(2, 1, 4, 2)).astype("float32")
@@ -83,6 +83,8 @@ def test_text_to_terms(text, terms):
         ("focal:gamma=-1", "loss focal: gamma is -1.0; it must not be negative"),
         ("focal:class_weights=1", "no option 'class_weights'"),
         ("dice:ignore_label=0", "no option 'ignore_label'"),
+        ("ce+se_loss", "se_loss judges a head of encnet, which brings it along"),
+        ("boundary_aware", "boundary_aware judges a head of pidnet"),
     ],
 )
 def test_mistakes_are_named(text, told):
@@ -231,8 +233,6 @@ def test_a_changing_weight_reaches_all_terms_of_a_nested_sum():
 
 
 def test_aux_heads_take_the_sum_too():
-    from kseg.registry import MODELS
-
     main_loss = Dice()
     losses = MODELS.entry("pspnet").losses(main_loss, ["logits", "aux"])
     assert all(loss is main_loss for loss, _ in losses.values())
@@ -260,6 +260,16 @@ def test_all_are_listed(capsys):
     assert all(name in said for name in LOSSES)
     assert listed().row_count == len(LOSSES)
     assert "--loss 'ce+0.5*dice" in said
+
+
+def test_every_loss_of_a_head_is_registered_and_shown(capsys):
+    brought = [loss for name in MODELS for loss, _ in MODELS.entry(name).aux.values() if loss]
+    assert {type(loss) for loss in brought} == {HEAD_LOSSES[name] for name in HEAD_LOSSES}
+    assert main(["losses"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in HEAD_LOSSES)
+    assert main(["losses", "se_loss"]) == 0
+    assert "mask and a presence logit for each class" in " ".join(capsys.readouterr().out.split())
 
 
 def test_one_is_shown_with_its_options(capsys):

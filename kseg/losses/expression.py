@@ -13,9 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from kseg.errors import UserError
+from kseg.losses.heads import brought_by
 from kseg.losses.sum_of_losses import SumOfLosses
 from kseg.options import convert, describe, option_text
-from kseg.registry import LOSSES, nearest
+from kseg.registry import HEAD_LOSSES, LOSSES, nearest
 
 SYNTAX = "ce+0.5*dice:smoothing=1,background=false"
 CHANGING = "dice+0.01..1*boundary_distance"  # as Kervadec et al. train
@@ -105,6 +106,15 @@ def listed() -> Table:
     return table
 
 
+def listed_of_heads() -> Table:
+    """Return a table of the losses that models bring for their heads."""
+    table = Table("loss of a head", "what it is", "brought by", box=None)
+    for name in HEAD_LOSSES:
+        summary = inspect.getdoc(HEAD_LOSSES[name]).splitlines()[0]
+        table.add_row(name, escape(summary), ", ".join(brought_by(HEAD_LOSSES[name])))
+    return table
+
+
 def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else option_text(value)
 
@@ -115,6 +125,12 @@ def _term(part: str, text: str) -> Term:
     name = name.strip()
     if not name:
         raise UserError(f"--loss {text}: a term is empty; expected for example {SYNTAX}")
+    if name in HEAD_LOSSES:
+        models = " and ".join(brought_by(HEAD_LOSSES[name]))
+        raise UserError(
+            f"--loss {text}: {name} judges a head of {models}, which brings it along; name another "
+            "loss for the logits"
+        )
     LOSSES.entry(name)
     pairs = [_option(name, pair) for pair in options.split(",") if pair.strip()]
     return Term(_weight(weight, text) if star else 1.0, name, dict(pairs))
