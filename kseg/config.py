@@ -346,7 +346,7 @@ class MetricsConfig:
     """List the metrics, or show what one measures."""
 
     name: Name = None
-    """Show this one: what it measures, its formula, its source."""
+    """Show this one: what it measures, its formula, its source; or conventions."""
 
 
 @dataclass(frozen=True)

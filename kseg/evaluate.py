@@ -254,10 +254,7 @@ def evaluate(
         if on_image is not None:
             on_image(done, total)
     if not confusion.matrix.any():
-        raise UserError(
-            f"{dataset.name} {split}: every pixel of its {total} images is ignored, so there is "
-            "nothing to compare with; check the ignore id of the data set"
-        )
+        raise _nothing_to_compare(dataset, split, total)
     return Evaluation(
         confusion=confusion,
         classes=tuple(dataset.classes),
@@ -269,6 +266,16 @@ def evaluate(
         refinements=tuple(map(str, predictor.refinements)),
         per_image=PerImage(len(dataset.classes), tuple(images)),
         metrics=further,
+    )
+
+
+def _nothing_to_compare(dataset: Dataset, split: str, total: int) -> UserError:
+    found = f"{dataset.name} {split}: every pixel of its {total} images is ignored"
+    if isinstance(dataset, FileDataset):
+        more = f" and {total - 1} more of {dataset.name} {split}" if total > 1 else ""
+        found = f"{dataset.pairs(split)[0].mask}{more}: every pixel is ignored"
+    return UserError(
+        f"{found}, so there is nothing to compare with; check the ignore id of the data set"
     )
 
 

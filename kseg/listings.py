@@ -74,10 +74,19 @@ def losses(config: c.LossesConfig) -> int:
 
 
 def metrics(config: c.MetricsConfig) -> int:
-    """List the metrics, or show one."""
+    """List the metrics, or show one, or what each mean IoU of `kseg evaluate --json` is."""
     from kseg.registry import METRICS
 
-    return _list(METRICS, config.name)
+    if config.name == "conventions":
+        from kseg.metrics.conventions import conventions
+        from kseg.page import page
+
+        Console(emoji=False).print(page(conventions, options="arguments, in Python"))
+        return 0
+    code = _list(METRICS, config.name)
+    if config.name is None:
+        print("`kseg metrics conventions` says what each mean IoU in `evaluate --json` is")
+    return code
 
 
 def datasets(config: c.DatasetsConfig) -> int:
