@@ -62,10 +62,10 @@ def views(
     from kseg.data.pipeline import read_samples
 
     chosen = spread(dataset.length("val"), limit)
-    for number, (pixels, mask) in enumerate(read_samples(dataset, "val", limit=chosen[-1] + 1)):
-        if number in chosen:
-            seen = view(reference, pixels, mask, name=dataset.sample_name("val", number))
-            yield seen if scored_by is None else _scored(seen, scored_by)
+    samples = read_samples(dataset, "val", only=chosen)
+    for number, (pixels, mask) in zip(chosen, samples, strict=True):
+        seen = view(reference, pixels, mask, name=dataset.sample_name("val", number))
+        yield seen if scored_by is None else _scored(seen, scored_by)
 
 
 def spread(length: int, limit: int | None) -> list[int]:

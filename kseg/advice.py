@@ -98,8 +98,8 @@ def _of_classes(evaluation: Evaluation, config: TrainConfig | None) -> Iterator[
     rare = [i for i in weak if share[i] < RARE]
     if rare:
         yield Advice(
-            f"{_listed([evaluation.classes[i] for i in rare])}: less than {RARE:.0%} of the pixels "
-            f"each, and found badly (IoU {_scores([iou[i] for i in rare])}).",
+            f"{_listed([evaluation.classes[i] for i in rare])}: less than {100 * RARE:.0f} % of "
+            f"the pixels each, and found badly (IoU {_scores([iou[i] for i in rare])}).",
             _for_rare(config),
         )
     pairs = sorted(_confusions(matrix), reverse=True)[:MOST]
@@ -148,14 +148,15 @@ def _of_metrics(evaluation: Evaluation) -> Iterator[Advice]:
             "try `--loss label_smoothing`" if sure > right else "lighter `--class-weights` help"
         )
         yield Advice(
-            f"The model is {how}: {sure:.0%} sure, {right:.0%} right.",
+            f"The model is {how}: {100 * sure:.0f} % sure, {100 * right:.0f} % right.",
             f"Do not take its probabilities for chances; {remedy}.",
         )
     sizes = results.get("sizes")
     if sizes and sizes["recall"][0] < MISSED * sizes["recall"][-1]:
         yield Advice(
             f"Of small areas (below {sizes['edges'][0]} pixels, of whatever class) "
-            f"{sizes['recall'][0]:.0%} are found, of large ones {sizes['recall'][-1]:.0%}.",
+            f"{100 * sizes['recall'][0]:.0f} % are found, of large ones "
+            f"{100 * sizes['recall'][-1]:.0f} %.",
             "Train and evaluate at a larger `--size` and `--eval-size`, or with a model of output "
             "stride 4 or 8.",
         )
@@ -171,7 +172,7 @@ def _of_metrics(evaluation: Evaluation) -> Iterator[Advice]:
 def _of_speed(waiting: float) -> Iterator[Advice]:
     if waiting >= WAITED:
         yield Advice(
-            f"The training waited for data {waiting:.0%} of its time.",
+            f"The training waited for data {100 * waiting:.0f} % of its time.",
             "Store images at about the size they are trained at, on a local disk, as JPEG; or give "
             "the pipeline more processor cores.",
         )

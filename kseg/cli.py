@@ -8,7 +8,7 @@ import operator
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,7 +123,6 @@ def report(config: c.ReportConfig) -> int:
     from kseg.quiet import load_tensorflow
 
     load_tensorflow()
-    from kseg.data.pipeline import read_samples
     from kseg.files import write_text
     from kseg.progress import counting
     from kseg.report import page_path, report
@@ -143,11 +142,9 @@ def report(config: c.ReportConfig) -> int:
             split=config.split,
             limit=config.limit,
             data=config.data or predictor.card.dataset,
+            tiles_apart=lambda: _tiles_on_data(predictor, dataset, config),
             on_image=on_image,
         )
-    if config.tiles:
-        image, _ = next(read_samples(dataset, config.split, limit=1))
-        _tiles_apart(predictor, image)
     write_text(out, found)
     print(f"report: {out}")
     return 0
@@ -166,7 +163,7 @@ def predict(config: c.PredictConfig) -> int:
         written = predict_files(predictor, config.images, config.out, on_image=on_image)
     print(f"{len(written)} image{'s' if len(written) != 1 else ''} labelled: {config.out}")
     if config.tiles:
-        _tiles_apart(predictor, next(pictures(config.images, config.out)))
+        _tiles_apart(predictor, _spread(list(pictures(config.images, config.out))))
     return 0
 
 
@@ -325,7 +322,6 @@ def _measured(
     name: str = "",
 ) -> Evaluation:
     """Evaluate; of tiles say by how much they differ from the whole image."""
-    from kseg.data.pipeline import read_samples
     from kseg.evaluate import evaluate
     from kseg.progress import counting
 
@@ -338,29 +334,45 @@ def _measured(
             metrics=metrics,
             on_image=on_image,
         )
+    return replace(found, tiles_apart=_tiles_on_data(predictor, dataset, config))
+
+
+def _tiles_on_data(
+    predictor: Predictor, dataset: Dataset, config: c.EvalConfig | c.ReportConfig | c.CompareConfig
+) -> float | None:
+    """Do what `_tiles_apart` does on images evenly spread over those of a command."""
     if not config.tiles:
-        return found
-    image, _ = next(read_samples(dataset, config.split, limit=1))
-    return replace(found, tiles_apart=_tiles_apart(predictor, image))
+        return None
+    from kseg.data.pipeline import read_samples
+
+    numbers = _spread(range(dataset.length(config.split))[: config.limit])
+    samples = read_samples(dataset, config.split, only=numbers)
+    return _tiles_apart(predictor, (image for image, _ in samples))
 
 
-def _tiles_apart(predictor: Predictor, image: np.ndarray | Path) -> float | None:
-    """Print, and return, the share of labels that tiles change against the whole image."""
-    from kseg.tiling import apart, tiles_of
+def _spread(items: Sequence) -> list:
+    from kseg.data.doctor import spread
+    from kseg.tiling import COMPARED
+
+    return spread(items, COMPARED)
+
+
+def _tiles_apart(predictor: Predictor, images: Iterable[np.ndarray | Path]) -> float | None:
+    """Print, and return, the share of labels that tiles change against the whole images."""
+    from kseg.tiling import SMALLEST_SIDE, apart, tiles_of
 
     try:
-        found = apart(tiles_of(predictor), image)
+        found = apart(tiles_of(predictor), images)
     except UserError as error:  # no fault here: a file of one size can be used in tiles
         print(f"tiles: not compared with the whole image, since {error}")
         return None
     if found is None:
-        print("tiles: not compared with the whole image, since one tile holds the first image")
+        print(
+            "tiles: not compared with the whole image, since one tile holds each (or it is "
+            f"narrower than {SMALLEST_SIDE} pixels)"
+        )
         return None
-    height, width = found.size
-    print(
-        f"tiles change {found.share:.2%} of the whole image's labels "
-        f"(first image, middle {height} x {width})"
-    )
+    print(found)
     return found.share
 
 

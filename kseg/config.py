@@ -187,7 +187,7 @@ class EvalConfig(Inference, Labelled):
     """Measure a run or a model file on a data set."""
 
     model: Annotated[Positional[Path | None], arg(metavar="RUN|FILE", help_behavior_hint="")] = None
-    """Run folder, .keras, .tflite or SavedModel. Default: the newest run."""
+    """Run folder, .keras, .tflite, .onnx or SavedModel. Default: the newest run."""
     crf_search: Switch = False
     """First find the CRF's parameters as DeepLab did: 155 CRFs an image, of 100 or --limit."""
     metrics: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
@@ -211,7 +211,7 @@ class PredictConfig(Inference):
     """Label images: palette PNG masks and overlays with a legend."""
 
     model: Annotated[Positional[Path], arg(metavar="RUN|FILE")]
-    """Run folder, .keras, .tflite or SavedModel."""
+    """Run folder, .keras, .tflite, .onnx or SavedModel."""
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE|FOLDER")]
     """Images and folders of images."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions")
@@ -300,7 +300,7 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Tell what a .tflite file is made of, where it can run, and what makes it slow here."""
+    """Tell what a .tflite file is made of, where it runs, and what makes it slow."""
 
     file: Annotated[Positional[Path], arg(metavar="FILE.tflite")]
     """The file."""
@@ -346,7 +346,7 @@ class MetricsConfig:
     """List the metrics, or show what one measures."""
 
     name: Name = None
-    """Show this one: what it measures, its formula, its source."""
+    """Show this one: what it measures, its formula, its source; or conventions."""
 
 
 @dataclass(frozen=True)

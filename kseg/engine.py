@@ -38,6 +38,7 @@ class Engine:
         *,
         optimizer: keras.optimizers.Optimizer,
         losses: Mapping[str, tuple[keras.losses.Loss, float]],
+        steps: int | None = None,
         ema: float = 0.0,
         jit: bool = False,
         sync_bn: bool = False,
@@ -51,6 +52,8 @@ class Engine:
             losses: for each output that counts, its loss and weight. A loss answers with a value
                 a pixel (B, H, W), 0 where ignored, or a value an image (B,), or it says itself what
                 it is divided by; see `kseg.losses.parts`.
+            steps: length of the training, along which weights of losses may change; without it
+                they stay what they are in the first step.
             ema: decay of the averaged weights; 0 for none.
             jit: compile with XLA.
             sync_bn: normalise by the batch of all replicas; without it each has its own statistics,
@@ -61,6 +64,7 @@ class Engine:
         self.optimizer = optimizer
         self.finished = 0
         self._losses = dict(losses)
+        self._steps = steps
         self._ema = ema
         self._strategy = strategy or tf.distribute.get_strategy()
         optimizer.build(self.model.trainable_variables)
@@ -82,7 +86,7 @@ class Engine:
             UserError: if XLA has no form of an operation of the model.
         """
         try:
-            loss = self._step(image, mask)
+            loss = self._step(image, mask, tf.constant(self._progress(), tf.float32))
         except tf.errors.OpError as error:
             raise _beyond_xla(error) or error from error
         self.finished += 1
@@ -112,6 +116,10 @@ class Engine:
         """Return the shape of every tensor of `state`."""
         return {name: tuple(v.shape) for name, v in self._named_state().items()}
 
+    def _progress(self) -> float:
+        """Return 0 at the first step and 1 at the last; resumed or not, the same at each step."""
+        return self.finished / max(1, self._steps - 1) if self._steps else 0.0
+
     def _named_state(self) -> dict[str, tf.Variable | keras.Variable]:
         named = {f"model/{v.path}": v for v in self.model.weights}
         # By place: the paths of random seeds and optimisers count the instances of a process.
@@ -121,23 +129,25 @@ class Engine:
         pairs = zip(self._averaged, self._shadows, strict=True)
         return named | {f"ema/{v.path}": shadow for v, shadow in pairs}
 
-    def _global_step(self, image: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        replica_losses = self._strategy.run(self._replica_step, args=(image, mask))
+    def _global_step(self, image: tf.Tensor, mask: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
+        replica_losses = self._strategy.run(self._replica_step, args=(image, mask, progress))
         loss = self._strategy.reduce(tf.distribute.ReduceOp.SUM, replica_losses, axis=None)
         self._average_weights()
         return loss
 
-    def _replica_step(self, image: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    def _replica_step(self, image: tf.Tensor, mask: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             outputs = self.model(image, training=True)
-            loss = self._loss(outputs, mask)
+            loss = self._loss(outputs, mask, progress)
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self.model.trainable_variables)
         # apply_gradients sums over the replicas; each loss is already a share of the global one.
         self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
         return loss
 
-    def _loss(self, outputs: Mapping[str, tf.Tensor], mask: tf.Tensor) -> tf.Tensor:
+    def _loss(
+        self, outputs: Mapping[str, tf.Tensor], mask: tf.Tensor, progress: tf.Tensor
+    ) -> tf.Tensor:
         total = tf.constant(0.0)
         for name, (loss, weight) in self._losses.items():
             # A chain of cheap operations at full resolution: XLA makes one pass of it, in less
@@ -145,7 +155,8 @@ class Engine:
             parts = tf.function(functools.partial(parts_of, loss), jit_compile=True)
             for part in parts(mask, outputs[name]):
                 divisor = _global_sum(part.divisor)
-                total += weight * part.weight * quotient(tf.reduce_sum(part.values), divisor)
+                value = quotient(tf.reduce_sum(part.values), divisor)
+                total += weight * part.weight_at(progress) * value
         return total
 
     def _average_weights(self) -> None:

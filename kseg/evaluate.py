@@ -51,8 +51,8 @@ class Evaluation:
         refinements: what stood around the model, as "flip" or "DenseCRF(w1=4.0, ...)".
         per_image: the same counts of each image by itself, in the order of the data set.
         metrics: what else was asked for, by name.
-        tiles_apart: share of the labels, 0..1, that tiles change against the whole image; None
-            where that was not measured.
+        tiles_apart: share of the labels, 0..1, that tiles change against whole images, on a few
+            that are spread over the split; None where that was not measured.
         read_from: the JSON file that this was read from; None where it was made now.
     """
 
@@ -254,10 +254,7 @@ def evaluate(
         if on_image is not None:
             on_image(done, total)
     if not confusion.matrix.any():
-        raise UserError(
-            f"{dataset.name} {split}: every pixel of its {total} images is ignored, so there is "
-            "nothing to compare with; check the ignore id of the data set"
-        )
+        raise _nothing_to_compare(dataset, split, total)
     return Evaluation(
         confusion=confusion,
         classes=tuple(dataset.classes),
@@ -269,6 +266,16 @@ def evaluate(
         refinements=tuple(map(str, predictor.refinements)),
         per_image=PerImage(len(dataset.classes), tuple(images)),
         metrics=further,
+    )
+
+
+def _nothing_to_compare(dataset: Dataset, split: str, total: int) -> UserError:
+    found = f"{dataset.name} {split}: every pixel of its {total} images is ignored"
+    if isinstance(dataset, FileDataset):
+        more = f" and {total - 1} more of {dataset.name} {split}" if total > 1 else ""
+        found = f"{dataset.pairs(split)[0].mask}{more}: every pixel is ignored"
+    return UserError(
+        f"{found}, so there is nothing to compare with; check the ignore id of the data set"
     )
 
 

@@ -50,29 +50,43 @@ def backbones(config: c.BackbonesConfig) -> int:
 def losses(config: c.LossesConfig) -> int:
     """List the losses, or show one."""
     from kseg.quiet import load_tensorflow
-    from kseg.registry import LOSSES
+    from kseg.registry import HEAD_LOSSES, LOSSES
 
     load_tensorflow()
-    from kseg.losses.expression import GIVEN, SYNTAX, listed
+    from kseg.losses.expression import CHANGING, GIVEN, SYNTAX, listed, listed_of_heads
     from kseg.page import page
 
+    if config.name in HEAD_LOSSES:
+        Console(emoji=False).print(page(HEAD_LOSSES[config.name], options="arguments, in Python"))
+        return 0
     if config.name is not None:
         how = f"options, as in --loss {config.name}:OPTION=VALUE"
         Console(emoji=False).print(page(LOSSES[config.name], options=how, without=GIVEN))
         return 0
     show(listed())
     print(
-        f"a sum: --loss '{SYNTAX}'\n* takes --class-weights\n"
-        "heads of encnet and pidnet bring their own: SE-loss, boundary, boundary-aware"
+        f"a sum: --loss '{SYNTAX}'\n"
+        f"a weight that changes evenly from the first step to the last: --loss '{CHANGING}'\n"
+        "* takes --class-weights\n"
     )
+    show(listed_of_heads())
     return 0
 
 
 def metrics(config: c.MetricsConfig) -> int:
-    """List the metrics, or show one."""
+    """List the metrics, or show one, or what each mean IoU of `kseg evaluate --json` is."""
     from kseg.registry import METRICS
 
-    return _list(METRICS, config.name)
+    if config.name == "conventions":
+        from kseg.metrics.conventions import conventions
+        from kseg.page import page
+
+        Console(emoji=False).print(page(conventions, options="arguments, in Python"))
+        return 0
+    code = _list(METRICS, config.name)
+    if config.name is None:
+        print("`kseg metrics conventions` says what each mean IoU in `evaluate --json` is")
+    return code
 
 
 def datasets(config: c.DatasetsConfig) -> int:

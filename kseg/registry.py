@@ -117,5 +117,6 @@ class Registry:
 MODELS = Registry("model", "kseg.models")
 BACKBONES = Registry("backbone", "kseg.backbones")
 LOSSES = Registry("loss", "kseg.losses")
+HEAD_LOSSES = Registry("loss of a head", "kseg.losses")
 METRICS = Registry("metric", "kseg.metrics")
 DATASETS = Registry("data set", "kseg.data.adapters")

@@ -59,6 +59,7 @@ def report(
     split: str = "val",
     limit: int | None = None,
     data: str = "",
+    tiles_apart: Callable[[], float | None] = lambda: None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> str:
     """Evaluate a model and return the report as an HTML document, to be written as UTF-8.
@@ -70,6 +71,8 @@ def report(
         split: which images.
         limit: only the first so many of them.
         data: how the data set was named, to be shown.
+        tiles_apart: measures, after the evaluation, the share of the labels that tiles change
+            against whole images; None where there are no tiles or it cannot be measured.
         on_image: called after each image with how many are done and how many there are.
 
     Raises:
@@ -85,6 +88,7 @@ def report(
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "model": _model(predictor, run),
         "evaluation": found,
+        "tiles_apart": tiles_apart(),
         "metrics": {name: plain(metric.result()) for name, metric in found.metrics.items()},
         "advice": advice(found, config, validations, waiting),
         "classes": _classes(found, _weights(config, dataset)),
@@ -199,15 +203,11 @@ def _shown(
 
     kinds = _kinds(found.per_image.ranked())
     chosen = {index: kind for kind, places in kinds.items() for index in places}
-    samples = read_samples(dataset, split, limit=max(chosen) + 1)
-    drawn = {
-        index: _layers(found, predictor, index, image, mask)
-        for index, (image, mask) in enumerate(samples)
-        if index in chosen
-    }
     mious = found.per_image.mious()
-    for index, kind in chosen.items():
-        yield Shown(kind, float(mious[index]), drawn[index])
+    samples = read_samples(dataset, split, only=list(chosen))
+    for (index, kind), (image, mask) in zip(chosen.items(), samples, strict=True):
+        drawn = _layers(found, predictor, index, image, mask)
+        yield Shown(kind, float(mious[index]), drawn)
 
 
 def _kinds(ranked: Sequence[int]) -> dict[str, list[int]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from kseg.wrapped import WrappedPredictor, need_probabilities
 ALIGNED = 32
 # Sides that the models of kseg take at least.
 SMALLEST_SIDE = 64
+# Images on which tiles are compared with the whole: each costs about as much as a dozen tiles.
+COMPARED = 5
 
 
 @dataclass(frozen=True)
@@ -190,12 +194,26 @@ class Apart:
     """How far the labels made of tiles are from those of the whole image.
 
     Attributes:
-        share: of the labels that differ, 0..1.
-        size: height and width of the part of the image that was looked at.
+        share: of the labels that differ, 0..1, over all images.
+        largest: the same of the image on which most differ.
+        images: how many were compared.
+        size: height and width of what was looked at in the largest of them.
     """
 
     share: float
+    largest: float
+    images: int
     size: tuple[int, int]
+
+    def __str__(self) -> str:
+        """Return what was found as one line."""
+        where = "the middle {} x {} of ".format(*self.size)
+        if self.images == 1:
+            return f"tiles change {self.share:.2%} of the whole image's labels ({where}one image)"
+        return (
+            f"tiles change {self.share:.2%} of the whole images' labels ({where}{self.images} "
+            f"images, evenly spread; of one of them {self.largest:.2%})"
+        )
 
 
 def tiles_of(predictor: Predictor) -> TiledPredictor | None:
@@ -207,22 +225,45 @@ def tiles_of(predictor: Predictor) -> TiledPredictor | None:
     return None
 
 
-def apart(tiled: TiledPredictor, image: np.ndarray) -> Apart | None:
-    """Measure how many labels differ from those that the model gives of the image as one.
+def apart(tiled: TiledPredictor, images: Iterable[np.ndarray | Path]) -> Apart | None:
+    """Measure how many labels differ from those that the model gives of images as one.
 
-    The model is rebuilt at the size of the middle of the image: at most two tiles a side, so that
+    The model is rebuilt at the size of the middle of an image: at most two tiles a side, so that
     it does not take much more memory than tiles do, and multiples of 32.
 
     Args:
         tiled: around a Keras model.
-        image: uint8 (h, w, 3), or the path of an image file.
+        images: each uint8 (h, w, 3), or the path of an image file. Those that one tile holds, and
+            those narrower than 64 pixels, are left out.
 
     Returns:
-        None where one tile holds the image, or the image is narrower than 64 pixels.
+        None where all are left out.
 
     Raises:
         UserError: if the file has one size only.
     """
+    differing: list[np.ndarray] = []
+    whole = tiled.inner
+    for image in images:
+        part = _compared_part(tiled, image)
+        if part is None:
+            continue
+        whole = whole.at_size(part.shape[:2])  # built anew only where the size is another one
+        by_tiles = dataclasses.replace(tiled, scale=1.0).predict(part)
+        differing.append(by_tiles != whole.predict(part))
+    if not differing:
+        return None
+    pixels = sum(one.size for one in differing)
+    return Apart(
+        share=sum(int(one.sum()) for one in differing) / pixels,
+        largest=max(float(one.mean()) for one in differing),
+        images=len(differing),
+        size=max((one.shape for one in differing), key=math.prod),
+    )
+
+
+def _compared_part(tiled: TiledPredictor, image: np.ndarray | Path) -> np.ndarray | None:
+    """Return the middle of an image, None where there is nothing to compare."""
     pixels = pixels_of(image)
     seen = tiled.seen(pixels.shape[:2])
     middles = [_middle(side, tile) for side, tile in zip(seen, tiled.size, strict=True)]
@@ -230,9 +271,7 @@ def apart(tiled: TiledPredictor, image: np.ndarray) -> Apart | None:
     size = part.shape[:2]
     if min(size) < SMALLEST_SIDE or all(s <= t for s, t in zip(size, tiled.size, strict=True)):
         return None
-    by_tiles = dataclasses.replace(tiled, scale=1.0).predict(part)
-    at_once = tiled.inner.at_size(size).predict(part)
-    return Apart(float((by_tiles != at_once).mean()), size)
+    return part
 
 
 def _middle(side: int, tile: int) -> slice:

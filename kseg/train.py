@@ -194,6 +194,7 @@ class _Training:
             model,
             optimizer=make_optimizer(config, heads=heads),
             losses=self._losses(model),
+            steps=config.steps,
             ema=config.ema,
             jit=config.jit,
             sync_bn=config.sync_bn,

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from kseg.card import ModelCard
 from kseg.cli import main
 from kseg.config import TrainConfig
 from kseg.initial_weights import other_options
+from kseg.metrics.conventions import conventions
 from kseg.progress import Display, Pace
 from kseg.registry import MODELS
 
@@ -40,10 +42,19 @@ assert main(["--help"]) == 0
 heavy = {{"tensorflow", "keras", "jax", "torch"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "80"},
+    )
     assert done.returncode == 0, done.stderr
     for command in COMMANDS:
         assert f"kseg {command}" in done.stdout
+    # One line is tyro's own, which lists all commands in braces.
+    lines = [line for line in done.stdout.splitlines() if "{train,evaluate," not in line]
+    assert max(map(len, lines)) <= 80
 
 
 def test_version(capsys):
@@ -218,6 +229,29 @@ def test_the_newest_run_is_the_one_started_last(street, tmp_path, monkeypatch, c
     folder = next((tmp_path / "runs").iterdir())
     assert folder.name.endswith("-swiftnet")
     assert main(["evaluate"]) == 0
+
+
+def test_every_mean_iou_of_the_json_is_explained(capsys):
+    assert main(["metrics"]) == 0
+    assert "kseg metrics conventions" in capsys.readouterr().out
+    assert main(["metrics", "conventions"]) == 0
+    shown = capsys.readouterr().out
+    tallies = np.ones((1, 3, 2), int)  # one image, two classes of a pixel each
+    assert set(conventions(tallies)) <= set(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_masks_that_are_ignored_throughout_are_named(run_folder, tmp_path, capsys):
+    data = write_street(tmp_path / "data", train=1, val=3)
+    for mask in (data / "val" / "masks").iterdir():
+        Image.new("L", (128, 96), 255).save(mask)
+    out = tmp_path / "found.json"
+    words = ["evaluate", str(run_folder), "--data", f"folder:{data}", "--json", str(out)]
+    assert main(words) == 2
+    said = "".join(capsys.readouterr().err.split())
+    mask = data / "val" / "masks" / "0.png"
+    assert f"{mask}and2moreoffolderval:everypixelisignored" in said
+    assert not out.exists()
 
 
 def test_the_default_model_is_listed_with_its_signature(capsys):

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from kseg import catalogue
-from kseg.registry import BACKBONES, DATASETS, LOSSES, METRICS, MODELS
+from kseg.registry import BACKBONES, DATASETS, HEAD_LOSSES, LOSSES, METRICS, MODELS
 from tools import model_table
 
-DOCUMENTED_BY_ARGUMENT = (MODELS, BACKBONES, LOSSES, METRICS)
+DOCUMENTED_BY_ARGUMENT = (MODELS, BACKBONES, LOSSES, HEAD_LOSSES, METRICS)
 
 
 def cases(*registries):

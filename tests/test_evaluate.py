@@ -8,10 +8,9 @@ from rich.console import Console
 
 from kseg.cli import main
 from kseg.data.dataset import ArrayDataset
-from kseg.data.pipeline import free_memory
 from kseg.errors import UserError
 from kseg.evaluate import Evaluation, evaluate
-from kseg.machine import whole_memory
+from kseg.machine import free_memory, whole_memory
 from kseg.metrics import ConfusionMatrix
 from kseg.metrics.per_image import fingerprint
 from kseg.predict import predict_files
@@ -306,3 +305,40 @@ def test_evaluation_and_prediction_agree(tmp_path):
 
 def test_there_is_no_more_memory_free_than_there_is():
     assert 0 < free_memory() <= whole_memory()
+
+
+def container(root, folder, **files):
+    """Write what Linux tells of a machine with 10 MiB available, and of a container on it."""
+    (root / "proc").mkdir()
+    (root / "proc" / "meminfo").write_text("MemFree: 1024 kB\nMemAvailable:   10240 kB\n")
+    (root / folder).mkdir(parents=True)
+    for name, text in files.items():
+        (root / folder / f"memory.{name}").write_text(f"{text}\n")
+    return root
+
+
+def test_files_that_were_read_count_as_free_in_a_container(tmp_path):
+    # Of 6 MB, 5 are taken, 3 of them by files: the programs hold 2, and 4 are free.
+    stat = "anon 2000000\nfile 3000000\ninactive_file 2500000\nactive_file 500000"
+    root = container(tmp_path, "sys/fs/cgroup", max=6_000_000, current=5_000_000, stat=stat)
+    assert free_memory(root) == 4_000_000
+    assert whole_memory(root) == 6_000_000
+
+
+def test_so_they_do_in_control_groups_of_version_1(tmp_path):
+    # Those without "total_" are the container's own, without those inside it.
+    stat = "inactive_file 7\nactive_file 7\ntotal_inactive_file 1000000\ntotal_active_file 0"
+    files = {"limit_in_bytes": 6_000_000, "usage_in_bytes": 5_000_000, "stat": stat}
+    root = container(tmp_path, "sys/fs/cgroup/memory", **files)
+    assert free_memory(root) == 2_000_000
+
+
+def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path):
+    root = container(tmp_path, "sys/fs/cgroup", max="max", current=5_000_000)
+    assert free_memory(root) == 10_240 * 1024
+
+
+def test_a_limit_above_what_is_available_frees_nothing(tmp_path):
+    root = container(tmp_path, "sys/fs/cgroup", max=10**12, current=0)
+    assert free_memory(root) == 10_240 * 1024
+    assert free_memory(tmp_path / "elsewhere") == 4 << 30  # no Linux

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from peers import peer
 from rich.console import Console
 from scipy import ndimage
 
@@ -579,42 +580,30 @@ def test_conventions_without_a_valid_pixel_are_nan():
 # Peers, on random input.
 
 
-def sklearn_metrics():
-    return pytest.importorskip(
-        "sklearn.metrics", reason="scikit-learn is missing: pip install 'kseg[peers]'"
-    )
-
-
-def torchmetrics_classification():
-    return pytest.importorskip(
-        "torchmetrics.classification", reason="torchmetrics is missing: pip install 'kseg[peers]'"
-    )
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_scikit_learn(seed):
-    peer = sklearn_metrics()
+    sklearn = peer("sklearn.metrics")
     mask, prediction = drawn(seed, 6)
     found = counted(mask, prediction, 6)
     true, guess = mask[mask != 255], prediction[mask != 255]
-    np.testing.assert_array_equal(found.matrix, peer.confusion_matrix(true, guess))
-    np.testing.assert_allclose(found.iou, peer.jaccard_score(true, guess, average=None))
-    assert found.miou == pytest.approx(peer.jaccard_score(true, guess, average="macro"))
-    assert found.fwiou == pytest.approx(peer.jaccard_score(true, guess, average="weighted"))
-    assert found.pixel_accuracy == pytest.approx(peer.accuracy_score(true, guess))
-    assert found.mean_accuracy == pytest.approx(peer.balanced_accuracy_score(true, guess))
-    assert found.dice == pytest.approx(peer.f1_score(true, guess, average="macro"))
+    np.testing.assert_array_equal(found.matrix, sklearn.confusion_matrix(true, guess))
+    np.testing.assert_allclose(found.iou, sklearn.jaccard_score(true, guess, average=None))
+    assert found.miou == pytest.approx(sklearn.jaccard_score(true, guess, average="macro"))
+    assert found.fwiou == pytest.approx(sklearn.jaccard_score(true, guess, average="weighted"))
+    assert found.pixel_accuracy == pytest.approx(sklearn.accuracy_score(true, guess))
+    assert found.mean_accuracy == pytest.approx(sklearn.balanced_accuracy_score(true, guess))
+    assert found.dice == pytest.approx(sklearn.f1_score(true, guess, average="macro"))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_torchmetrics(seed):
-    peer, torch = torchmetrics_classification(), pytest.importorskip("torch")
+    torchmetrics, torch = peer("torchmetrics.classification"), pytest.importorskip("torch")
     mask, prediction = drawn(seed, 6)
     found = counted(mask, prediction, 6)
     pair = torch.tensor(prediction.astype(int)), torch.tensor(mask.astype(int))
 
     def theirs(kind, **options):
-        return getattr(peer, kind)(6, ignore_index=255, **options)(*pair).numpy()
+        return getattr(torchmetrics, kind)(6, ignore_index=255, **options)(*pair).numpy()
 
     np.testing.assert_array_equal(found.matrix, theirs("MulticlassConfusionMatrix"))
     np.testing.assert_allclose(found.iou, theirs("MulticlassJaccardIndex", average=None), rtol=1e-6)
@@ -628,11 +617,11 @@ def test_equals_torchmetrics(seed):
 
 @pytest.mark.parametrize("norm", ["l1", "max"])
 def test_calibration_equals_torchmetrics(norm):
-    peer, torch = torchmetrics_classification(), pytest.importorskip("torch")
+    torchmetrics, torch = peer("torchmetrics.classification"), pytest.importorskip("torch")
     mask, probabilities = probable(5, shape=(3, 40, 50))
     metric = METRICS["calibration"](4)
     metric.update(mask, probabilities)
-    theirs = peer.MulticlassCalibrationError(4, n_bins=15, norm=norm, ignore_index=255)
+    theirs = torchmetrics.MulticlassCalibrationError(4, n_bins=15, norm=norm, ignore_index=255)
     expected = theirs(torch.tensor(probabilities).movedim(-1, 1), torch.tensor(mask.astype(int)))
     name = {"l1": "ece", "max": "mce"}[norm]
     assert metric.result()[name] == pytest.approx(expected.item(), abs=1e-5)

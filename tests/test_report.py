@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import math
+import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,7 +19,7 @@ from kseg.config import TrainConfig
 from kseg.evaluate import Evaluation
 from kseg.html import with_code
 from kseg.html.charts import HEIGHT, WIDTH, line_chart, ticks
-from kseg.html.pictures import Picture, layers
+from kseg.html.pictures import RED, Picture, layers
 from kseg.metrics import ConfusionMatrix
 from kseg.metrics.per_image import ImageCounts, PerImage
 from kseg.report import _kinds
@@ -71,6 +72,8 @@ def test_ignored_pixels_are_clear_and_never_wrong():
     ]
     clear = np.asarray(opened(shown.reference).convert("RGBA"))[0, :, 3]
     assert clear.tolist() == [255, 0, 255]
+    wrong = np.asarray(opened(shown.errors).convert("RGBA"))[0]
+    assert wrong[2].tolist() == [*RED, 255] and wrong[:2, 3].tolist() == [0, 0]
 
 
 def test_pixels_of_a_large_image_are_all_counted():
@@ -121,9 +124,9 @@ TRAINED = TrainConfig(weights="imagenet")
         (GOOD, TRAINED, (0.5, 0.6, 0.55), 0.1, "highest at step 20 and fell by 5.0 points"),
         (GOOD, TrainConfig(model="deeplabv3"), (), 0.1, "began with random weights"),
         (GOOD, TrainConfig(model="fastscnn"), (), 0.1, None),
-        (GOOD, TRAINED, (), 0.25, "waited for data 25% of its time"),
+        (GOOD, TRAINED, (), 0.25, "waited for data 25 % of its time"),
         # b: 5 of 1000 pixels, 1 of them found, so IoU 1/5.
-        ([[995, 0], [4, 1]], TRAINED, (), 0.1, "b: less than 1% of the pixels each"),
+        ([[995, 0], [4, 1]], TRAINED, (), 0.1, "b: less than 1 % of the pixels each"),
         # b: 20 of 100 pixels are given as a, and that alone.
         ([[100, 0], [20, 80]], TRAINED, (), 0.1, "20 % of b is given as a"),
     ],
@@ -206,6 +209,8 @@ def test_the_report_of_a_run(run_folder, tmp_path, capsys):
         "Boundary F1",
         "Calibration error",
         "The worst images",
+        "Show these pixels alone, in red",
+        ", weight ",  # on a phone, where the columns have no place
     ):
         assert words in page.text, words
     assert {"Loss over the training", "Validation mIoU over the training"} <= set(page.charts)
@@ -224,6 +229,18 @@ def test_a_file_has_a_report_without_a_training(run_folder, street, tmp_path, ca
     assert ", with flip." in page.text
     assert "over the training" not in " ".join(page.charts)
     assert "1 val image of" in page.text
+
+
+def test_a_report_on_tiles_says_how_far_they_are_from_whole_images(run_folder, tmp_path, capsys):
+    out = tmp_path / "tiles.html"
+    words = ["report", str(run_folder), "--eval-size", "64", "64", "--out", str(out), "--tile"]
+    assert main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    (share,) = re.findall(r"tiles change ([\d.]+)% of the whole images' labels", said)
+    page = Page(out.read_text(encoding="utf-8"))
+    number = float(share)
+    shown = f"{number:.1f}" if number >= 9.95 else share
+    assert f"tiles change {shown} % of the labels" in page.text
 
 
 def test_what_a_report_refuses(run_folder, tmp_path, capsys):

@@ -13,6 +13,7 @@ import loss_oracles as oracles
 import numpy as np
 import pytest
 import tensorflow as tf
+from peers import peer
 
 import kseg.models  # noqa: F401 - Keras lets a class of theirs replace one of ours of its name
 from kseg.losses import boundary_loss, se_loss
@@ -252,19 +253,8 @@ def test_the_same_on_jax_without_tensorflow():
 
 @pytest.fixture(scope="module")
 def smp():
-    """The losses of segmentation-models-pytorch, and a function to ask them."""
-    reason = "needs segmentation-models-pytorch: pip install 'kseg[peers]'"
-    try:  # torchvision's compiled part may be missing, and nothing of it is used here
-        import torch
-
-        if not hasattr(torch.ops.torchvision, "nms"):
-            library = torch.library.Library("torchvision", "DEF")
-            for name in ("nms", "qnms"):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import segmentation_models_pytorch.losses as losses
-    except ImportError:
-        pytest.skip(reason)
-    return losses
+    """The losses of segmentation-models-pytorch."""
+    return peer("segmentation_models_pytorch.losses")
 
 
 def theirs(loss, mask, logits):

@@ -17,6 +17,7 @@ from street import write_street
 from tiny import CARD, SIZE, drawn, samples, tiny_model
 
 from kseg import card as cards
+from kseg import models
 from kseg.averaging import FlippedPredictor, ScaledPredictor
 from kseg.cli import main
 from kseg.errors import UserError
@@ -186,18 +187,60 @@ def test_what_stands_around_the_model_is_told():
 def test_tiles_of_a_net_that_pools_everything_are_measured():
     net = keras_net("fastscnn", SIZE, bins=(1, 2), expansion=2)
     tiled, image = TiledPredictor.of(net), drawn(100, 400)
-    assert apart(tiled, drawn(*SIZE)) is None  # one tile
-    assert apart(tiled, drawn(63, 400)) is None  # narrower than models are
-    found = apart(tiled, image)
+    assert apart(tiled, [drawn(*SIZE)]) is None  # one tile
+    assert apart(tiled, [drawn(63, 400)]) is None  # narrower than models are
+    found = apart(tiled, [image])
     assert found.size == (96, 192)  # multiples of 32, two tiles at most
     part = image[2:98, 104:296]
     expected = tiled.predict(part) != net.at_size((96, 192)).predict(part)
-    assert found.share == expected.mean() > 0
+    assert found.share == found.largest == expected.mean() > 0
+    assert str(found).endswith("labels (the middle 96 x 192 of one image)")
+
+
+class Whole:
+    """A stand-in for the net at a larger size: of its labels, some are not those of tiles."""
+
+    def __init__(self, different):
+        self.different = different
+        self.sizes = []
+
+    def at_size(self, size):
+        self.sizes.append(size)
+        return self
+
+    def predict(self, pixels):
+        labels = colours(pixels.astype(np.float32)).argmax(-1)
+        labels.flat[: self.different] += 1
+        return labels
+
+
+def test_all_labels_of_several_images_count_alike(monkeypatch):
+    # 96 labels differ on each: of 64 x 192 and of 128 x 192 pixels, 192 of 36,864 = 1/192.
+    whole = Whole(96)
+    tiled = TiledPredictor.of(numpy_net(colours, SIZE))
+    monkeypatch.setattr(type(tiled.inner), "at_size", lambda self, size: whole.at_size(size))
+    found = apart(tiled, [drawn(*SIZE), drawn(70, 500), drawn(200, 200), drawn(9, 9)])
+    assert found.images == 2 and found.size == (128, 192)
+    assert found.share == 1 / 192 and found.largest == 1 / 128
+    assert whole.sizes == [(64, 192), (128, 192)]
+    assert str(found) == (
+        "tiles change 0.52% of the whole images' labels (the middle 128 x 192 of 2 images, evenly "
+        "spread; of one of them 0.78%)"
+    )
+
+
+def test_a_net_is_built_anew_only_for_another_size(monkeypatch):
+    net = keras_net("fastscnn", SIZE, bins=(1, 2), expansion=2)
+    built, build = [], models.build
+    monkeypatch.setattr(models, "build", lambda *words: built.append(words[1]) or build(*words))
+    images = [drawn(64, 200), drawn(64, 210), drawn(140, 96)]
+    assert apart(TiledPredictor.of(net), images).images == 3
+    assert built == [(64, 192, 3), (128, 96, 3)]
 
 
 def test_a_file_of_one_size_cannot_be_compared():
     with pytest.raises(UserError, match="net.tflite takes 64 x 96 only"):
-        apart(TiledPredictor.of(numpy_net(colours, SIZE)), drawn(200, 200))
+        apart(TiledPredictor.of(numpy_net(colours, SIZE)), [drawn(200, 200)])
 
 
 def test_the_tiles_are_found_again():
@@ -279,7 +322,7 @@ def test_predict_in_tiles_says_how_far_they_are_from_the_whole(tmp_path, unet, c
     assert main([*words, str(tmp_path / "a.png"), str(tmp_path / "one.png")]) == 0
     said = capsys.readouterr().out
     assert "2 images labelled" in said
-    assert "of the whole image's labels (first image, middle 192 x 256)" in said
+    assert "of the whole image's labels (the middle 192 x 256 of one image)" in said
     for name, size in (("a", (300, 200)), ("one", (1, 1))):
         with Image.open(tmp_path / "out" / f"{name}.png") as ids:
             assert ids.size == size
@@ -294,7 +337,23 @@ def test_evaluate_tells_what_stood_around_the_model(tmp_path, unet, street, caps
     result = json.loads((tmp_path / "r").read_text())
     assert result["refinements"] == ["flip", "tiles of 64 x 64, overlap 16", "scales 0.5 1"]
     assert 0 <= result["tiles_apart"] <= 1
-    assert f"tiles change {result['tiles_apart']:.2%} of the whole image's labels" in said
+    assert f"tiles change {result['tiles_apart']:.2%} of the whole images' labels" in said
+    assert "(the middle 96 x 128 of 2 images, evenly spread; of one of them" in said
+
+
+def test_the_images_that_are_compared_are_spread_over_those_of_the_command(
+    tmp_path, unet, monkeypatch
+):
+    data = write_street(tmp_path / "data", train=1, val=12)
+    compared = []
+    monkeypatch.setattr("kseg.tiling.apart", lambda tiled, images: compared.extend(images))
+    words = ["evaluate", str(unet), "--eval-size", "64", "64", "--data", f"folder:{data}", "--tile"]
+    assert main([*words, "--limit", "11"]) == 0
+    # Five of eleven: 0, 10 / 4 = 2.5, 5, 7.5 and 10, rounded down.
+    assert len(compared) == 5
+    for number, image in zip((0, 2, 5, 7, 10), compared, strict=True):
+        name = sorted((data / "val" / "images").iterdir(), key=lambda path: path.name)[number].name
+        np.testing.assert_array_equal(image, read_image(data / "val" / "images" / name))
 
 
 def test_a_file_of_one_size_is_not_compared(tmp_path, files, capsys):
@@ -344,6 +403,6 @@ def test_a_picture_of_96_million_pixels_takes_less_than_3_gib(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # Some of it is the comparison with the whole, on 2 x 2 tiles.
-    assert "first image, middle 1024 x 1024" in done.stdout
+    assert "the middle 1024 x 1024 of one image" in done.stdout
     assert float(done.stdout.split()[-1]) < 3
     assert Path(out / "large.png").read_bytes()[16:24] == struct.pack(">II", 12_000, 8_000)

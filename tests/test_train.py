@@ -62,12 +62,20 @@ def test_a_training_that_crashed_ends_bit_for_bit_as_one_that_did_not(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision_resumes_exactly_and_is_kept_as_float32(precision, street, tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "mixed_float16"},
+        {"precision": "mixed_bfloat16"},
+        {"loss": "dice+0.01..1*boundary_distance"},
+    ],
+    ids=["float16", "bfloat16", "rising_weight"],
+)
+def test_other_trainings_resume_exactly_too_and_are_kept_as_float32(changes, street, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(small(street, whole, precision=precision))
+    train(small(street, whole, **changes))
     with pytest.raises(RuntimeError, match="crash"):
-        train(small(street, broken, precision=precision), callbacks=[Crash(3)])
+        train(small(street, broken, **changes), callbacks=[Crash(3)])
     train(TrainConfig(resume=broken))
     assert final_digest(whole) == final_digest(broken)
     model = keras.saving.load_model(whole / "best.keras")

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from kseg.data.dataset import UNKNOWN_ID, ArrayDataset, Dataset, FileDataset, Pa
 from kseg.data.rare import RareSampling, aimed, repeated
 from kseg.errors import UserError
 from kseg.losses.class_weights import PixelCounts, count_pixels
+from kseg.machine import free_memory
 
 Source = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 Reader = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]]
@@ -92,7 +93,7 @@ def training_batches(
 
 
 def evaluation_samples(
-    dataset: Dataset, split: str, *, limit: int | None = None
+    dataset: Dataset, split: str, *, limit: int | None = None, only: Sequence[int] | None = None
 ) -> tf.data.Dataset:
     """Return the samples of a split in order, one at a time, each at its own size.
 
@@ -100,18 +101,19 @@ def evaluation_samples(
         dataset: where samples come from.
         split: which of its splits.
         limit: stop after so many.
+        only: give the samples of these numbers alone.
 
     Returns:
         image uint8 (h, w, 3) and mask uint8 (h, w), 255 where ignored.
     """
-    count = min(dataset.length(split), limit or dataset.length(split))
-    numbers = tf.data.Dataset.range(count)
-    samples = numbers.map(uncached(dataset, split), num_parallel_calls=tf.data.AUTOTUNE)
+    numbers = range(dataset.length(split))[:limit] if only is None else only
+    chosen = tf.data.Dataset.from_tensor_slices(np.asarray(numbers, np.int64))
+    samples = chosen.map(uncached(dataset, split), num_parallel_calls=tf.data.AUTOTUNE)
     return samples.prefetch(tf.data.AUTOTUNE)
 
 
 def read_samples(
-    dataset: Dataset, split: str, *, limit: int | None = None
+    dataset: Dataset, split: str, *, limit: int | None = None, only: Sequence[int] | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Give the samples of `evaluation_samples` as arrays, and name a file that cannot be read.
 
@@ -119,6 +121,7 @@ def read_samples(
         dataset: where samples come from.
         split: which of its splits.
         limit: stop after so many.
+        only: give the samples of these numbers alone.
 
     Yields:
         image uint8 (h, w, 3) and mask uint8 (h, w), 255 where ignored.
@@ -127,10 +130,12 @@ def read_samples(
         UserError: naming the file, if one is damaged or holds an unknown id.
     """
     if isinstance(dataset, FileDataset):
-        for pair in dataset.pairs(split)[:limit]:  # TensorFlow would decode an image of any size
+        pairs = dataset.pairs(split)
+        # TensorFlow would decode an image of any size.
+        for pair in pairs[:limit] if only is None else (pairs[number] for number in only):
             doctor.check_headers(pair)
     try:
-        yield from evaluation_samples(dataset, split, limit=limit).as_numpy_iterator()
+        yield from evaluation_samples(dataset, split, limit=limit, only=only).as_numpy_iterator()
     except tf.errors.OpError as error:
         raise name_the_file(error, dataset=dataset, split=split) or error from error
 
@@ -212,24 +217,6 @@ def fits_in_memory(dataset: Dataset, split: str) -> bool:
     numbers = doctor.spread(range(count), 16)
     pixels = [math.prod(doctor.sample_size(dataset, split, number)) for number in numbers]
     return 4.0 * count * float(np.mean(pixels)) < 0.5 * free_memory()
-
-
-def free_memory() -> int:
-    """Return how many bytes this process may still take, as far as the system tells."""
-    meminfo, limit, used = (
-        Path(path)
-        for path in (
-            "/proc/meminfo",
-            "/sys/fs/cgroup/memory.max",
-            "/sys/fs/cgroup/memory.current",
-        )
-    )
-    if not meminfo.exists():  # not Linux
-        return 4 << 30
-    free = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())[1])
-    if limit.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
 
 
 def name_the_file(

@@ -19,6 +19,7 @@ LONGEST_PHOTO = 1024  # pixels; no screen shows a picture of the page larger
 OUTLINED_WIDTH = 1200  # pixels, about; outlines are drawn finer than small class maps are
 
 
+RED = (230, 30, 30)  # on a photo made grey and dark
 IGNORED = 255  # id of the pixels of a mask that have no class
 
 
@@ -68,6 +69,7 @@ class Layers:
         photo: the image.
         reference, labels: the two class maps in their colours.
         outline: white lines around the pixels that differ.
+        errors: these pixels in red, the others clear.
         differing: how many these are.
         legend: the classes that occur in either map, largest first.
         swaps: the most frequent ways in which the labels differ.
@@ -81,6 +83,7 @@ class Layers:
     reference: str
     labels: str
     outline: str
+    errors: str
     differing: int
     legend: list[Entry]
     swaps: list[Swap]
@@ -114,6 +117,7 @@ def layers(picture: Picture, classes: Sequence[str], palette: Sequence[Colour]) 
         reference=_coloured(_thinned(picture.reference), palette),
         labels=_coloured(_thinned(picture.labels), palette),
         outline=_png(_outline(_thinned(differing)), transparency=0),
+        errors=_png(palette_image(_thinned(differing), (RED, RED)), transparency=0),
         differing=int(np.count_nonzero(differing)),
         legend=list(_legend(picture, classes, palette)),
         swaps=list(_swaps(picture, differing, classes)),

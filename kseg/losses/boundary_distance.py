@@ -22,7 +22,7 @@ class BoundaryDistance(keras.losses.Loss):
     With p the probabilities of a class and phi the distance to its region in pixels, negative
     inside (0 on the last pixel inside, 1 on the first outside), an image costs the mean over the
     classes of `sum(p phi) / N` over its N valid pixels. It may be negative: what lies inside is
-    rewarded. It is meant as an addition, `ce+0.01*boundary_distance` or to a Dice loss.
+    rewarded. It is meant as an addition whose weight rises: `dice+0.01..1*boundary_distance`.
 
     Distances are exact up to `radius` pixels and cut there. A class that the image does not hold,
     or that fills it, has no boundary and adds 0; an image without a valid pixel costs 0.
@@ -39,8 +39,8 @@ class BoundaryDistance(keras.losses.Loss):
         are those of `one_hot2dist` of github.com/LIVIAETS/boundary-loss.
 
     Differs:
-        The authors raise its weight from 0.01 to 1 along the training, here it is constant. They do
-        not cut distances.
+        The authors raise its weight by 0.01 an epoch; here `0.01..1*` in --loss raises it evenly
+        from step to step. They do not cut distances.
 
     Example:
         A row of two pixels of class 0 and two of class 1, all probabilities 1/2. phi is -1, 0, 1, 2

@@ -13,11 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from kseg.errors import UserError
+from kseg.losses.heads import brought_by
 from kseg.losses.sum_of_losses import SumOfLosses
 from kseg.options import convert, describe, option_text
-from kseg.registry import LOSSES, nearest
+from kseg.registry import HEAD_LOSSES, LOSSES, nearest
 
 SYNTAX = "ce+0.5*dice:smoothing=1,background=false"
+CHANGING = "dice+0.01..1*boundary_distance"  # as Kervadec et al. train
 # Arguments of losses that the training sets, or nobody.
 GIVEN = ("class_weights", "ignore_label", "name", "reduction")
 
@@ -27,12 +29,12 @@ class Term:
     """One loss of a sum.
 
     Attributes:
-        weight: its factor.
+        weight: its factor; (first, last) of one that changes along the training.
         name: its registry name.
         options: what it was given, by option.
     """
 
-    weight: float
+    weight: float | tuple[float, float]
     name: str
     options: Mapping[str, Any]
 
@@ -42,7 +44,8 @@ def parse_loss(text: str) -> tuple[Term, ...]:
 
     Args:
         text: terms joined by `+`; a term is `NAME` or `WEIGHT*NAME`, and `:OPTION=VALUE,...` may
-            follow.
+            follow. A weight is a number, or `FIRST..LAST`: what it is in the first step of the
+            training and in the last.
 
     Returns:
         The terms in their order.
@@ -54,6 +57,8 @@ def parse_loss(text: str) -> tuple[Term, ...]:
     Example:
         >>> parse_loss("ce+0.5*tversky:alpha=0.3,beta=0.7")
         (Term(1.0, "ce", {}), Term(0.5, "tversky", {"alpha": 0.3, "beta": 0.7}))
+        >>> parse_loss("dice+0.01..1*boundary_distance")
+        (Term(1.0, "dice", {}), Term((0.01, 1.0), "boundary_distance", {}))
     """
     return tuple(_term(part.strip(), text) for part in text.split("+"))
 
@@ -101,6 +106,15 @@ def listed() -> Table:
     return table
 
 
+def listed_of_heads() -> Table:
+    """Return a table of the losses that models bring for their heads."""
+    table = Table("loss of a head", "what it is", "brought by", box=None)
+    for name in HEAD_LOSSES:
+        summary = inspect.getdoc(HEAD_LOSSES[name]).splitlines()[0]
+        table.add_row(name, escape(summary), ", ".join(brought_by(HEAD_LOSSES[name])))
+    return table
+
+
 def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else option_text(value)
 
@@ -111,22 +125,30 @@ def _term(part: str, text: str) -> Term:
     name = name.strip()
     if not name:
         raise UserError(f"--loss {text}: a term is empty; expected for example {SYNTAX}")
+    if name in HEAD_LOSSES:
+        models = " and ".join(brought_by(HEAD_LOSSES[name]))
+        raise UserError(
+            f"--loss {text}: {name} judges a head of {models}, which brings it along; name another "
+            "loss for the logits"
+        )
     LOSSES.entry(name)
     pairs = [_option(name, pair) for pair in options.split(",") if pair.strip()]
     return Term(_weight(weight, text) if star else 1.0, name, dict(pairs))
 
 
-def _weight(weight: str, text: str) -> float:
+def _weight(weight: str, text: str) -> float | tuple[float, float]:
+    first, dots, last = weight.partition("..")
     try:
-        number = float(weight)
+        found = float(first), float(last if dots else first)
     except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
+        found = math.nan, math.nan
+    # A term may come in at 0 or end there, but not be 0 all along.
+    if not (all(0 <= end < math.inf for end in found) and any(found)):
         raise UserError(
-            f"--loss {text}: the weight {weight.strip()!r} is no number above 0; expected for "
-            f"example {SYNTAX}"
+            f"--loss {text}: the weight {weight.strip()!r} is no number above 0 and no FIRST..LAST "
+            f"of a weight that changes; expected for example {SYNTAX} or {CHANGING}"
         )
-    return number
+    return found if dots else found[0]
 
 
 def _option(name: str, pair: str) -> tuple[str, Any]:

@@ -14,15 +14,32 @@ class Part(NamedTuple):
     """One term of a loss: `weight * sum(values) / sum(divisor)`, both sums over the global batch.
 
     Attributes:
-        weight: factor of the term.
+        weight: factor of the term in the first step of a training.
         values: (B, H, W) or (B,) float32.
         divisor: float32 scalar, this batch's share of what the sum is divided by; where the sum
             over all devices is 0 the term is 0.
+        rise: what the factor gains, evenly, until the last step.
     """
 
     weight: float
     values: keras.KerasTensor
     divisor: keras.KerasTensor
+    rise: float = 0.0
+
+    def weight_at(self, progress: keras.KerasTensor) -> keras.KerasTensor:
+        """Return the factor where 0 of the training is done, or 1, or what is between."""
+        return self.weight + progress * self.rise
+
+    def times(self, first: float, last: float) -> Part:
+        """Return the term with another factor, which goes from `first` to `last`.
+
+        Raises:
+            ValueError: if both factors change: their product does not change evenly.
+        """
+        if self.rise and first != last:
+            raise ValueError("a weight that changes stands before a loss whose weights change")
+        rise = self.weight * (last - first) + self.rise * first
+        return self._replace(weight=first * self.weight, rise=rise)
 
 
 def parts_of(

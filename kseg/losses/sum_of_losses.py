@@ -19,9 +19,12 @@ class SumOfLosses(keras.losses.Loss):
     the global batch, one with a value an image a mean over its images. So no term changes when
     another is added.
 
+    A weight may change along the training, which the engine does: only it knows the step.
+
     Args:
         losses: the terms.
-        weights: a factor for each.
+        weights: a factor for each, or what it is in the first step and in the last one; in between
+            it changes evenly.
         name: name of the loss in logs.
         reduction: as in Keras; None gives a value an image.
     """
@@ -29,26 +32,26 @@ class SumOfLosses(keras.losses.Loss):
     def __init__(
         self,
         losses: Sequence[keras.losses.Loss],
-        weights: Sequence[float],
+        weights: Sequence[float | Sequence[float]],
         name: str = "sum",
         reduction: str | None = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype="float32")
         self.losses = tuple(losses)
-        self.weights = tuple(map(float, weights))
+        self.weights = tuple(map(_weight, weights))
         if len(self.losses) != len(self.weights):
             raise ValueError(f"{len(self.losses)} losses and {len(self.weights)} weights")
 
     def parts(self, y_true: keras.KerasTensor, y_pred: keras.KerasTensor) -> list[Part]:
         """Return the terms of all losses; see `kseg.losses.parts`."""
         return [
-            part._replace(weight=weight * part.weight)
+            part.times(*ends(weight))
             for loss, weight in zip(self.losses, self.weights, strict=True)
             for part in parts_of(loss, y_true, y_pred)
         ]
 
     def call(self, y_true: keras.KerasTensor, y_pred: keras.KerasTensor) -> keras.KerasTensor:
-        """Return the loss of the batch, the sum over all terms.
+        """Return the loss of the batch at the first step, the sum over all terms.
 
         Args:
             y_true: mask (B, H, W) of class ids.
@@ -70,3 +73,14 @@ class SumOfLosses(keras.losses.Loss):
         """Return the loss that `get_config` describes."""
         losses = [keras.saving.deserialize_keras_object(loss) for loss in config["losses"]]
         return cls(**{**config, "losses": losses})
+
+
+def ends(weight: float | Sequence[float]) -> tuple[float, float]:
+    """Return what a weight is in the first step of a training and in the last."""
+    first, last = weight if isinstance(weight, Sequence) else (weight, weight)
+    return first, last
+
+
+def _weight(weight: float | Sequence[float]) -> float | tuple[float, float]:
+    first, last = map(float, ends(weight))
+    return first if first == last else (first, last)

@@ -14,21 +14,32 @@ def conventions(tallies: np.ndarray, *, background: int | None = None) -> dict[s
     each image is divided by itself, then averaged; small images and small objects weigh more.
     A class is present where it has a true or a predicted pixel, true where it has a true one.
 
-        miou                       of the set, mean over its present classes. kseg's own
-        miou_true_classes          of the set, mean over its true classes: a class that is only
-                                   predicted costs nothing itself
-        miou_absent_as_zero        of the set, mean over all classes, absent ones count 0
-        miou_absent_as_one         of the set, mean over all classes, absent ones count 1
-        miou_without_background    as `miou`, the background left out of the mean; its pixels
-                                   still count against other classes. None if there is none
-        worst_class_iou            of the set, the least IoU of a present class
-        miou_of_images             of an image, mean over its present classes; mean over images
-        miou_of_images_true_classes    of an image, mean over its true classes; mean over images:
-                                   an object that is seen where there is none costs nothing itself
-        miou_of_class_means        IoU of each class in each image where it is present, mean over
-                                   these images; mean over classes
-        pixel_accuracy             right pixels of all images, of all valid pixels
-        pixel_accuracy_of_images   the same of an image; mean over images
+        miou
+            of the set, mean over its present classes; kseg's own
+        miou_true_classes
+            of the set, mean over its true classes: a class that is only
+            predicted costs nothing itself
+        miou_absent_as_zero
+            of the set, mean over all classes, absent ones count 0
+        miou_absent_as_one
+            of the set, mean over all classes, absent ones count 1
+        miou_without_background
+            as `miou`, the background left out of the mean; its pixels still
+            count against other classes; None if there is none
+        worst_class_iou
+            of the set, the least IoU of a present class
+        miou_of_images
+            of an image, mean over its present classes; mean over images
+        miou_of_images_true_classes
+            of an image, mean over its true classes; mean over images: an
+            object that is seen where there is none costs nothing itself
+        miou_of_class_means
+            IoU of each class in each image where it is present, mean over
+            these images; mean over classes
+        pixel_accuracy
+            right pixels of all images, of all valid pixels
+        pixel_accuracy_of_images
+            the same of an image; mean over images
 
     An image without a valid pixel is left out of means over images.
 
