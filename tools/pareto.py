@@ -11,6 +11,7 @@ of all files together, at the end, and mean something on a quiet machine only. N
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.util
 import json
@@ -26,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from kseg import checkpoint
+from kseg.arguments import with_recipe
 from kseg.catalogue import Row, rows, table
-from kseg.config import Count
+from kseg.config import Count, TrainConfig
 from kseg.errors import Failure, UserError
 from kseg.files import write_text
 from kseg.inference import load
@@ -83,16 +85,37 @@ def trained(row: Row, options: Pareto) -> Run:
 
     Raises:
         Failure: if the training fails.
+        UserError: if the run that is there was trained by other settings.
     """
     run = Run(options.out / row.name.replace(" ", "-").replace("=", "-"))
+    words = ["--recipe", options.recipe, "--data", options.data, "--model", row.model]
+    words += [word for option in row.variant.split() for word in ("-o", option)]
+    words += ["--steps", str(options.steps)] if options.steps else []
     if not Run.is_run(run.folder):
-        words = ["--recipe", options.recipe, "--data", options.data, "--model", row.model]
-        words += [word for option in row.variant.split() for word in ("-o", option)]
-        words += ["--steps", str(options.steps)] if options.steps else []
         _kseg("train", *words, "--run", str(run.folder))
-    elif max(checkpoint.steps(run.checkpoints), default=0) < run.config().steps:
+        return run
+    check_settings(run, words)
+    if max(checkpoint.steps(run.checkpoints), default=0) < run.config().steps:
         _kseg("train", "--resume", str(run.folder))
     return run
+
+
+def check_settings(run: Run, words: list[str]) -> None:
+    """Check that a run was trained as these arguments of `kseg train` say, but for the data's path.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    wanted, found = tyro.cli(TrainConfig, args=with_recipe(words)), run.config()
+    for field in dataclasses.fields(TrainConfig):
+        want, got = getattr(wanted, field.name), getattr(found, field.name)
+        if field.name == "data":
+            want, got = want.partition(":")[0], got.partition(":")[0]
+        if want is not None and want != got:
+            raise UserError(
+                f"{run.folder} was trained with {field.name} {got}, not {want}; remove it, or name "
+                "another folder by --out"
+            )
 
 
 def exported(run: Run) -> dict[str, dict[str, Any]]:
@@ -263,3 +286,5 @@ if __name__ == "__main__":
         raise SystemExit(main())
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from here") from None
