@@ -11,13 +11,12 @@ of all files together, at the end, and mean something on a quiet machine only. N
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import importlib.util
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +29,11 @@ from kseg import checkpoint
 from kseg.arguments import with_recipe
 from kseg.catalogue import Row, rows, table
 from kseg.config import Count, TrainConfig
+from kseg.data.dataset import open_dataset
 from kseg.errors import Failure, UserError
 from kseg.files import write_text
 from kseg.inference import load
+from kseg.resolve import resolve
 from kseg.runs import Run
 from tools.model_table import measured_on
 
@@ -101,17 +102,16 @@ def trained(row: Row, options: Pareto) -> Run:
 
 
 def check_settings(run: Run, words: list[str]) -> None:
-    """Check that a run was trained as these arguments of `kseg train` say, but for the data's path.
+    """Check that a run was trained as these arguments of `kseg train` say.
 
     Raises:
         UserError: naming what differs.
     """
     wanted, found = tyro.cli(TrainConfig, args=with_recipe(words)), run.config()
-    for field in dataclasses.fields(TrainConfig):
+    wanted = replace(resolve(wanted, open_dataset(wanted.data)), run=found.run)
+    for field in fields(TrainConfig):
         want, got = getattr(wanted, field.name), getattr(found, field.name)
-        if field.name == "data":
-            want, got = want.partition(":")[0], got.partition(":")[0]
-        if want is not None and want != got:
+        if want != got:
             raise UserError(
                 f"{run.folder} was trained with {field.name} {got}, not {want}; remove it, or name "
                 "another folder by --out"
