@@ -277,7 +277,13 @@ def main() -> int:
 
 def _kseg(*words: str) -> None:
     print("kseg", *words, flush=True)
-    if subprocess.run([sys.executable, "-m", "kseg", *words]).returncode:
+    with subprocess.Popen([sys.executable, "-m", "kseg", *words]) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # Ctrl-C has reached it as well, and it saves what it has trained
+            raise
+    if code:
         raise Failure(f"kseg {' '.join(words)} failed; see above")
 
 
