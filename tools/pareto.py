@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, fields, replace
@@ -277,7 +278,9 @@ def main() -> int:
 
 def _kseg(*words: str) -> None:
     print("kseg", *words, flush=True)
-    with subprocess.Popen([sys.executable, "-m", "kseg", *words]) as process:
+    # TensorFlow's import has set a level of 1 here, which kseg would take for the user's wish.
+    silent = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    with subprocess.Popen([sys.executable, "-m", "kseg", *words], env=silent) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:
