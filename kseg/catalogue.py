@@ -17,8 +17,11 @@ from kseg.build import option_types, parse_options
 from kseg.errors import UserError
 from kseg.registry import BACKBONES, MODELS, Entry, nearest
 
-# Every model can be written as these; a limit of a registration takes one away.
-TARGETS = {"tflite-float32": "tflite", "tflite-int8": "int8", "saved_model": ""}
+# Every model can be written as these, as its contract test tries; a limit of a registration takes
+# one away.
+TARGETS = {"tflite-float32": "tflite", "tflite-int8": "int8", "saved_model": "", "onnx": ""}
+COUNTS = ("parameters", "macs")
+MEASURED = ("float32_mb", "float32_ms", "int8_mb", "int8_ms", "date", "machine")
 # Names of `kseg models --sort`, and the key of `table` that each stands for.
 SORTS = {
     "name": None,
@@ -29,6 +32,7 @@ SORTS = {
     "float-ms": "float32_ms",
     "int8-ms": "int8_ms",
 }
+TITLES = ("M params", "G MACs", "float ms", "int8 ms", "float MB", "int8 MB")
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,15 @@ def catalogue(names: Iterable[str]) -> list[dict[str, Any]]:
 
     Returns:
         For each its `name`; its `options` with their defaults; the `backbones` it takes;
-        its `source`; trainable `parameters` without training-only heads; `macs`, the
-        multiply-accumulates of an image of 512 x 512; and the `targets` it is exported to.
+        its `source`; the `targets` it is exported to; `parameters` and what else `table` has of
+        it, None where it was not measured; and the same of each of its `variants`, with their
+        `options`.
 
     Raises:
         UserError: where there is no such model.
     """
     measured = table()
-    return [_describe(Row(MODELS.entry(name).name), measured[name]) for name in names]
+    return [_describe(Row(MODELS.entry(name).name), measured) for name in names]
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -119,9 +124,9 @@ def listed(*, sort: str = "name", model: str | None = None) -> Table:
     if sort not in SORTS:
         raise UserError(f"--sort {sort}{nearest(sort, SORTS)} (there are: {', '.join(SORTS)})")
     measured = table()
-    shown = Table("model", box=None)
-    for title in ("M params", "GMACs", "float ms", "int8 ms", "int8 MB"):
-        shown.add_column(title, justify="right", no_wrap=True)
+    shown = Table("\nmodel", box=None)
+    for title in TITLES:  # of two lines, which leaves the names most of 80 columns
+        shown.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
     wanted = [row for row in rows() if model in (None, row.model)]
     for row in sorted(wanted, key=lambda row: _rank(measured.get(row.name, {}), SORTS[sort])):
         shown.add_row(escape(row.name), *cells(measured.get(row.name, {})))
@@ -129,14 +134,23 @@ def listed(*, sort: str = "name", model: str | None = None) -> Table:
 
 
 def cells(numbers: dict[str, Any]) -> tuple[str, ...]:
-    """Return parameters, MACs, ms in float and int8, and int8 MB of a row, as text."""
+    """Return the numbers of a row that stand below `TITLES`, as text."""
     return (
         _number(numbers.get("parameters"), 1e6, 2),
         _number(numbers.get("macs"), 1e9, 1),
         _number(numbers.get("float32_ms"), 1, 0),
         _number(numbers.get("int8_ms"), 1, 0),
+        _number(numbers.get("float32_mb"), 1, 1),
         _number(numbers.get("int8_mb"), 1, 1),
     )
+
+
+def measured_when() -> str:
+    """Return on what days the rows were measured, and by which machines, as text."""
+    measured = [numbers for numbers in table().values() if "date" in numbers]
+    days = sorted({numbers["date"] for numbers in measured})
+    machines = sorted({numbers["machine"] for numbers in measured})
+    return f"{' to '.join(dict.fromkeys(days[:1] + days[-1:]))}, {'; '.join(machines)}"
 
 
 def source(entry: Entry) -> str:
@@ -164,14 +178,22 @@ def _rank(numbers: dict[str, Any], key: str | None) -> tuple[bool, float]:
     return value is None, value or 0
 
 
-def _describe(row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
+def _describe(row: Row, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
     options = option_types(row.model)
+    dilates = measured[row.name]["dilates"]
     return {
         "name": row.model,
         "options": {name: parameter.default for name, parameter in options.items()},
-        "backbones": _backbones(dilates=numbers["dilates"]) if "backbone" in options else [],
+        "backbones": _backbones(dilates=dilates) if "backbone" in options else [],
         "source": source(row.entry),
-        "parameters": numbers["parameters"],
-        "macs": numbers["macs"],
         "targets": row.targets,
+        **_numbers(measured[row.name]),
+        "variants": [
+            {"options": variant.options, **_numbers(measured[variant.name])}
+            for variant in (Row(row.model, text) for text in row.entry.variants)
+        ],
     }
+
+
+def _numbers(measured: dict[str, Any]) -> dict[str, Any]:
+    return {key: measured.get(key) for key in (*COUNTS, *MEASURED)}

@@ -31,10 +31,13 @@ def models(config: c.ModelsConfig) -> int:
     if config.name is not None:
         _list(MODELS, config.name)
         print()
-    from kseg.catalogue import listed
+    from kseg.catalogue import listed, measured_when
 
     show(listed(sort=config.sort, model=config.name))
-    print("512 x 512, 21 classes; TFLite on one thread, `python -m tools.model_table`")
+    print(
+        "512 x 512, 21 classes; TFLite on one thread, by python -m tools.model_table:\n"
+        f"{measured_when()}"
+    )
     return 0
 
 

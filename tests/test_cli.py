@@ -17,6 +17,7 @@ from street import SIZE, train_words, write_street
 from kseg import __version__
 from kseg import card as cards
 from kseg.card import ModelCard
+from kseg.catalogue import table
 from kseg.cli import main
 from kseg.config import TrainConfig
 from kseg.initial_weights import other_options
@@ -316,8 +317,13 @@ def test_models_list_the_backbones_that_they_take(capsys):
 
 def test_models_are_sorted_by_a_number(capsys):
     assert main(["models", "--sort", "parameters"]) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-1]]
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines[2:-2]]
     assert names.index("fastscnn") < names.index("swiftnet") < names.index("fcn")
+    # Every number that one can sort by is shown, and the whole fits a terminal.
+    titles = [" ".join(pair) for pair in zip(lines[0].split(), lines[1].split()[1:], strict=True)]
+    assert titles == ["M params", "G MACs", "float ms", "int8 ms", "float MB", "int8 MB"]
+    assert max(map(len, lines)) <= 80 and re.match(r"20\d\d-\d\d-\d\d.*, \w", lines[-1])
     assert main(["models", "--sort", "macs", "--json"]) == 2
     assert "leave it out beside --json" in capsys.readouterr().err
     assert main(["models", "--sort", "int8ms"]) == 2
@@ -334,14 +340,21 @@ def test_models_as_json_is_one_list_and_nothing_else(capsys):
     assert main(["models", "--json"]) == 0
     listed = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
     assert list(listed) == list(MODELS)
-    keys = {"name", "options", "backbones", "source", "parameters", "macs", "targets"}
+    numbers = {"parameters", "macs", "date", "machine"}
+    numbers |= {f"{kind}_{unit}" for kind in ("float32", "int8") for unit in ("ms", "mb")}
+    keys = numbers | {"name", "options", "backbones", "source", "targets", "variants"}
     assert all(model.keys() == keys for model in listed.values())
     fcn = listed["fcn"]
     # architectures.md 2: FCN-8s of VGG16 with 21 classes; 110.8 GMACs at 512 x 512.
     assert fcn["parameters"] == 134_362_751
     assert fcn["macs"] / 1e9 == pytest.approx(110.8, rel=0.01)
     assert fcn["options"]["finest_stride"] == 8 and "resnet50" in fcn["backbones"]
-    assert fcn["source"].startswith("Long, Shelhamer, Darrell") and "tflite-int8" in fcn["targets"]
+    assert fcn["source"].startswith("Long, Shelhamer, Darrell")
+    assert fcn["targets"] == ["tflite-float32", "tflite-int8", "saved_model", "onnx"]
+    assert "tflite-int8" not in listed["rgnet"]["targets"]  # as its registration says
+    fast = listed["lraspp"]["variants"][0]
+    assert fast["options"] == {"activation": "relu6"} and fast.keys() == numbers | {"options"}
+    assert fast["int8_ms"] == table()["lraspp activation=relu6"]["int8_ms"]
 
 
 def test_export_takes_a_run_and_counts_from_one(run_folder, capsys):

@@ -28,7 +28,7 @@ import keras
 import numpy as np
 
 from kseg.build import build, macs, trainable_parameters
-from kseg.catalogue import TARGETS, Row, cells, rows, source, table
+from kseg.catalogue import TARGETS, TITLES, Row, cells, rows, source, table
 from kseg.errors import Failure, UserError
 from kseg.files import write_text
 from kseg.inference import load
@@ -129,12 +129,13 @@ def measured_apart(row: Row) -> dict[str, Any]:
 
 def readme_table() -> str:
     """Return the README's table, from `table.json` and the docstrings."""
-    titles = ("model", "backbone", "M params", "GMACs", "float ms", "int8 ms", "int8 MB", "paper")
+    titles = ("model", "backbone", *TITLES, "targets", "paper")
     lines = [f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |"]
     numbers = table()
     for row in rows():
         paper = "" if row.variant else _paper(row)
-        texts = (f"`{row.name}`", row.backbone or "-", *cells(numbers[row.name]), paper)
+        known = (row.backbone or "-", *cells(numbers[row.name]), _targets(row))
+        texts = (f"`{row.name}`", *known, paper)
         lines.append(f"| {' | '.join(texts)} |")
     return "\n".join(lines)
 
@@ -156,6 +157,12 @@ def _paper(row: Row) -> str:
     paper = re.split(r",? (?:section|sections|figure|table|arXiv)\b|;", text)[0].rstrip(".")
     notes = [_note(limit, why) for limit, why in row.entry.limits.items()]
     return paper + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _targets(row: Row) -> str:
+    """Return "all", or all but what a limit of the registration takes away."""
+    missing = [target for target in TARGETS if target not in row.targets]
+    return f"all but {', '.join(missing)}" if missing else "all"
 
 
 def _note(limit: str, why: str) -> str:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import json
+import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,14 @@ from rich.console import Console
 from rich.table import Table
 
 from kseg import checkpoint
+from kseg.arguments import with_recipe
 from kseg.catalogue import Row, rows, table
-from kseg.config import Count
+from kseg.config import Count, TrainConfig
+from kseg.data.dataset import open_dataset
 from kseg.errors import Failure, UserError
 from kseg.files import write_text
 from kseg.inference import load
+from kseg.resolve import resolve
 from kseg.runs import Run
 from tools.model_table import measured_on
 
@@ -83,16 +87,36 @@ def trained(row: Row, options: Pareto) -> Run:
 
     Raises:
         Failure: if the training fails.
+        UserError: if the run that is there was trained by other settings.
     """
     run = Run(options.out / row.name.replace(" ", "-").replace("=", "-"))
+    words = ["--recipe", options.recipe, "--data", options.data, "--model", row.model]
+    words += [word for option in row.variant.split() for word in ("-o", option)]
+    words += ["--steps", str(options.steps)] if options.steps else []
     if not Run.is_run(run.folder):
-        words = ["--recipe", options.recipe, "--data", options.data, "--model", row.model]
-        words += [word for option in row.variant.split() for word in ("-o", option)]
-        words += ["--steps", str(options.steps)] if options.steps else []
         _kseg("train", *words, "--run", str(run.folder))
-    elif max(checkpoint.steps(run.checkpoints), default=0) < run.config().steps:
+        return run
+    check_settings(run, words)
+    if max(checkpoint.steps(run.checkpoints), default=0) < run.config().steps:
         _kseg("train", "--resume", str(run.folder))
     return run
+
+
+def check_settings(run: Run, words: list[str]) -> None:
+    """Check that a run was trained as these arguments of `kseg train` say.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    wanted, found = tyro.cli(TrainConfig, args=with_recipe(words)), run.config()
+    wanted = replace(resolve(wanted, open_dataset(wanted.data)), run=found.run)
+    for field in fields(TrainConfig):
+        want, got = getattr(wanted, field.name), getattr(found, field.name)
+        if want != got:
+            raise UserError(
+                f"{run.folder} was trained with {field.name} {got}, not {want}; remove it, or name "
+                "another folder by --out"
+            )
 
 
 def exported(run: Run) -> dict[str, dict[str, Any]]:
@@ -254,7 +278,15 @@ def main() -> int:
 
 def _kseg(*words: str) -> None:
     print("kseg", *words, flush=True)
-    if subprocess.run([sys.executable, "-m", "kseg", *words]).returncode:
+    # TensorFlow's import has set a level of 1 here, which kseg would take for the user's wish.
+    silent = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    with subprocess.Popen([sys.executable, "-m", "kseg", *words], env=silent) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # Ctrl-C has reached it as well, and it saves what it has trained
+            raise
+    if code:
         raise Failure(f"kseg {' '.join(words)} failed; see above")
 
 
@@ -263,3 +295,5 @@ if __name__ == "__main__":
         raise SystemExit(main())
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from here") from None

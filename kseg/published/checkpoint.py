@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from kseg.errors import UserError
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 # Where training scripts put the weights among other things, and what wrappers put before names.
-_NESTS = ("state_dict", "model_state_dict", "model")
+_NESTS = ("state_dict", "model_state_dict", "model", "module")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
@@ -26,7 +28,7 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
 
     Args:
         path: a `.safetensors` file, or one that `torch.save` wrote of a state dict, which may be
-            nested under "state_dict" or "model" and whose names may begin with "module.".
+            nested under "state_dict", "model" or "module" and whose names may begin with "module.".
 
     Returns:
         The tensors; those of floating point as float32. Counters of batches are left out.
@@ -73,15 +75,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     import ml_dtypes  # noqa: F401 (tells NumPy what bfloat16 is; TensorFlow brings it)
 
     try:
-        import safetensors
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading .safetensors needs `pip install 'kseg[safetensors]'`"
-        ) from error
-    try:
         return load_file(path)
-    except safetensors.SafetensorError as error:
+    except SafetensorError as error:
         raise UserError(f"{path} {_DAMAGED} ({error})") from error
 
 
@@ -115,8 +110,8 @@ def _reason(path: Path, error: Exception) -> str:
         return _DAMAGED
     return (
         f"holds Python objects{f' ({code[1]})' if code else ''} that would run code on loading; "
-        "kseg reads weights alone. Where you trust the file, load it and save its state_dict() "
-        "by torch"
+        "kseg reads weights alone. Where you trust the file, load it by torch and save the state "
+        "dict in it alone"
     )
 
 

@@ -20,7 +20,9 @@ from kseg.published.networks import Network, network
 from kseg.train import save_model
 from kseg.version import VERSION
 
-_SHOWN = 4  # tensors of each kind of misfit
+# Tensors of each kind of misfit that are all listed, and how many are shown of more, which are
+# those of another network.
+_LISTED, _SHOWN = 24, 4
 _NOTHING = np.zeros(())
 # The weights of our layers, and what torch calls them.
 _FIELDS = {
@@ -230,9 +232,10 @@ def _misfits(
 
 
 def _listed(lines: list[str]) -> list[str]:
-    """Return the first lines of a kind, and how many more there are."""
-    rest = len(lines) - _SHOWN
-    return lines if rest <= 1 else [*lines[:_SHOWN], f"and {rest} more of these"]
+    """Return the lines of a kind; of very many the first, and how many more there are."""
+    if len(lines) <= _LISTED:
+        return lines
+    return [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more of these"]
 
 
 def _shape_there(layer: keras.Layer, variable: keras.Variable) -> tuple[int, ...]:

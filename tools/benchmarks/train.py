@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from kseg.errors import Failure, UserError
 from kseg.registry import nearest
@@ -57,7 +57,9 @@ def benchmark_train(options: Train) -> int:
             raise UserError(f"no net {net!r}{nearest(net, NETS)} (there are: {', '.join(NETS)})")
     peers = ("smp", "keras-hub")
     sides = ("kseg", "kseg-jit") if options.jit else ("kseg",)
-    table = Table("net", "type", *sides, *(text for peer in peers for text in (peer, "ratio")))
+    net_column = Column("net", overflow="fold")  # a name that is cut tells nothing
+    titles = (*sides, *(text for peer in peers for text in (peer, "ratio")))
+    table = Table(net_column, "type", *titles)
     table.caption = (
         f"images/s; {options.size} x {options.size}, batch {options.batch_size}, "
         f"{os.cpu_count()} cores"

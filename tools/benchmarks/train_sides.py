@@ -8,6 +8,7 @@ many steps and prints the seconds they took. Frameworks in one process would sha
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -217,14 +218,24 @@ def _torch_and_smp() -> tuple[Any, Any]:
     try:
         import torch
 
-        # torchvision's wheel is a CUDA build; without its operators it cannot be imported.
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _import_torchvision(torch)
         import segmentation_models_pytorch
     except ImportError as error:
         raise UserError(f"the peer needs pip install 'kseg[peers]' ({error})") from error
     return torch, segmentation_models_pytorch
+
+
+def _import_torchvision(torch: Any) -> None:  # noqa: ANN401
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        # PyPI's wheel is a CUDA build: beside torch for CPUs it lacks its operators, and is
+        # content when they are declared. No network here calls them.
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.kseg_keeps = library  # what it declares goes with it
+        importlib.import_module("torchvision")
 
 
 def main(side: str, net: str, precision: str, batch: str, size: str) -> None:
