@@ -20,18 +20,6 @@ from kseg.registry import BACKBONES, MODELS, Entry, nearest
 # Every model can be written as these, as its contract test tries; a limit of a registration takes
 # one away.
 TARGETS = {"tflite-float32": "tflite", "tflite-int8": "int8", "saved_model": "", "onnx": ""}
-COUNTS = ("parameters", "macs")
-MEASURED = ("float32_mb", "float32_ms", "int8_mb", "int8_ms", "date", "machine")
-# Names of `kseg models --sort`, and the key of `table` that each stands for.
-SORTS = {
-    "name": None,
-    "parameters": "parameters",
-    "macs": "macs",
-    "float-mb": "float32_mb",
-    "int8-mb": "int8_mb",
-    "float-ms": "float32_ms",
-    "int8-ms": "int8_ms",
-}
 TITLES = ("M params", "G MACs", "float ms", "int8 ms", "float MB", "int8 MB")
 
 
@@ -88,15 +76,15 @@ def catalogue(names: Iterable[str]) -> list[dict[str, Any]]:
 
     Returns:
         For each its `name`; its `options` with their defaults; the `backbones` it takes;
-        its `source`; the `targets` it is exported to; `parameters` and what else `table` has of
-        it, None where it was not measured; and the same of each of its `variants`, with their
-        `options`.
+        its `source`; trainable `parameters` without training-only heads; `macs`, the
+        multiply-accumulates of an image of 512 x 512; and the `targets` it is exported to. What
+        was measured stands in `table`.
 
     Raises:
         UserError: where there is no such model.
     """
     measured = table()
-    return [_describe(Row(MODELS.entry(name).name), measured) for name in names]
+    return [_describe(Row(MODELS.entry(name).name), measured[name]) for name in names]
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -178,22 +166,14 @@ def _rank(numbers: dict[str, Any], key: str | None) -> tuple[bool, float]:
     return value is None, value or 0
 
 
-def _describe(row: Row, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _describe(row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
     options = option_types(row.model)
-    dilates = measured[row.name]["dilates"]
     return {
         "name": row.model,
         "options": {name: parameter.default for name, parameter in options.items()},
-        "backbones": _backbones(dilates=dilates) if "backbone" in options else [],
+        "backbones": _backbones(dilates=numbers["dilates"]) if "backbone" in options else [],
         "source": source(row.entry),
+        "parameters": numbers["parameters"],
+        "macs": numbers["macs"],
         "targets": row.targets,
-        **_numbers(measured[row.name]),
-        "variants": [
-            {"options": variant.options, **_numbers(measured[variant.name])}
-            for variant in (Row(row.model, text) for text in row.entry.variants)
-        ],
     }
-
-
-def _numbers(measured: dict[str, Any]) -> dict[str, Any]:
-    return {key: measured.get(key) for key in (*COUNTS, *MEASURED)}
