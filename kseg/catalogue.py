@@ -21,6 +21,15 @@ from kseg.registry import BACKBONES, MODELS, Entry, nearest
 # one away.
 TARGETS = {"tflite-float32": "tflite", "tflite-int8": "int8", "saved_model": "", "onnx": ""}
 TITLES = ("M params", "G MACs", "float ms", "int8 ms", "float MB", "int8 MB")
+SORTS = {
+    "name": None,
+    "parameters": "parameters",
+    "macs": "macs",
+    "float-mb": "float32_mb",
+    "int8-mb": "int8_mb",
+    "float-ms": "float32_ms",
+    "int8-ms": "int8_ms",
+}
 
 
 @dataclass(frozen=True)
