@@ -21,6 +21,7 @@ from kseg.registry import BACKBONES, MODELS, Entry, nearest
 # one away.
 TARGETS = {"tflite-float32": "tflite", "tflite-int8": "int8", "saved_model": "", "onnx": ""}
 TITLES = ("M params", "G MACs", "float ms", "int8 ms", "float MB", "int8 MB")
+# Names of `kseg models --sort`, and the key of `table` that each stands for.
 SORTS = {
     "name": None,
     "parameters": "parameters",
