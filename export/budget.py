@@ -15,6 +15,7 @@ from kseg.quantization import convolutions, quantization_aware
 
 from . import tflite
 from .calibrate import Samples
+from .even_maxima import even_maxima
 from .interface import Interface
 from .layerwise import Noise, layer_noise
 from .post_training import correct_biases, equalised, set_ranges
@@ -147,7 +148,8 @@ def _proved(recipe: Recipe, remedies: Remedies) -> Proof:
         return islice(remedies.samples(), FEW_IMAGES)
 
     def write(path: Path) -> None:
-        model = equalised(remedies.model, few) if recipe.even else remedies.model
+        model = even_maxima(remedies.model, few)
+        model = equalised(model, few) if recipe.even else model
         copy = quantization_aware(model, in_float=recipe.in_float)
         set_ranges(copy, model, remedies.samples, percentile=recipe.percentile)
         if recipe.even:
