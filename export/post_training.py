@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import layers
 
 from kseg.fake_quantization import FakeQuantize
+from kseg.partial_results import partial_results
 
 from .calibrate import Samples
 
@@ -48,6 +49,8 @@ def set_ranges(
         if isinstance(layer, FakeQuantize) and layer.fixed is None
     }
     maps = {layer.name: layer.output for layer in model.layers if layer.name in quantizers}
+    for layer in model.layers:
+        maps |= partial_results(layer)
     found = [
         [_range(one, percentile) for one in values]
         for values in _values(model, maps.values(), samples)

@@ -28,6 +28,7 @@ from kseg.fake_quantization import (
     QuantizedHardSwish,
     QuantizedProduct,
 )
+from kseg.partial_results import ahead_of_last, last_operator
 from kseg.products import MatrixProducts
 from kseg.unpooling_forms import Choices, FirstUnpooling, MaximaFound
 from kseg.upsampling import BilinearResize
@@ -169,9 +170,9 @@ class _Plan:
             return _QUANTIZED[type(layer)].from_config(config)
         if _activation(layer) in _SEVERAL:
             return _SEVERAL[_activation(layer)](name=layer.name)
-        chosen = self.choices.clone(layer)
-        if chosen is not None:
-            return chosen
+        other = self.choices.clone(layer) or last_operator(layer)
+        if other is not None:
+            return other
         if isinstance(config.get("dtype"), str | Mapping):
             config["dtype"] = "float32"
         if type(layer) is layers.BatchNormalization:
@@ -190,6 +191,7 @@ class _Plan:
             args = (keras.ops.negative(args[0]),)
         if isinstance(layer, QuantizedProduct):
             args = (self._rows_product(layer, args[0], before),)
+        args = (ahead_of_last(self.model.get_layer(layer.name), args[0]), *args[1:])
         kwargs.pop("mask", None)  # of a batch normalisation; nothing here has masks
         y = layer(*args, **kwargs)
         if isinstance(layer, _MOVING) or _is_linear(layer):
