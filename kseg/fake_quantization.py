@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from kseg.phase_form import phase_kernel, phase_margins
 from kseg.products import MatrixProducts
 
 RANGE_MOMENTUM = 0.99  # of the ranges, once as many batches have been seen
@@ -196,6 +197,16 @@ class QuantizedDepthwiseConv2D(Folded, layers.DepthwiseConv2D):
 class QuantizedConv2DTranspose(Folded, layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` and `BatchNormalization` of (B, H, W, C) as one operator."""
 
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the weights."""
+        if len({*self.strides}) > 1 or {*self.dilation_rate} != {1} or self.output_padding:
+            raise ValueError(
+                f"{self.name}: int8 has a form of transposed convolutions with equal strides and "
+                f"neither dilation nor output padding; got strides {self.strides}, dilation "
+                f"{self.dilation_rate}, output padding {self.output_padding}"
+            )
+        super().build(input_shape)
+
     def channels_last(self, kernel: tf.Tensor) -> tf.Tensor:
         """Return the kernel (k, k, filters, C) as (k, k, C, filters)."""
         return tf.transpose(kernel, (0, 1, 3, 2))
@@ -206,17 +217,21 @@ class QuantizedConv2DTranspose(Folded, layers.Conv2DTranspose):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Return the map (B, H, W, filters)."""
-        kernel, bias = self.folded()
-        y = keras.ops.conv_transpose(
-            x,
-            kernel,
-            strides=list(self.strides),
-            padding=self.padding,
-            output_padding=self.output_padding,
-            dilation_rate=self.dilation_rate,
-            data_format=self.data_format,
+        # The converter cannot turn round a transposed kernel that carries its ranges.
+        kernel, bias = self._whole()
+        stride, phases = self.strides[0], self.strides[0] ** 2
+        most = tf.tile(tf.stop_gradient(_most(kernel)), [phases])
+        rows, columns = (
+            phase_margins(length, side, stride, self.padding)
+            for length, side in zip(x.shape[1:3], self.kernel_size, strict=True)
         )
-        return self.activated(y, bias)
+        kernel = _rounded(phase_kernel(kernel, stride), most)
+        y = tf.nn.conv2d(x, kernel, 1, [(0, 0), rows[:2], columns[:2], (0, 0)])
+        y = self.activated(y, None if bias is None else tf.tile(bias, [phases]))
+        y = y if stride == 1 else tf.nn.depth_to_space(y, stride)
+        if (*y.shape[1:3],) == (rows[3], columns[3]):
+            return y
+        return y[:, rows[2] : rows[2] + rows[3], columns[2] : columns[2] + columns[3]]
 
 
 @keras.saving.register_keras_serializable("kseg")
@@ -276,9 +291,9 @@ class QuantizedHardSwish(QuantizedHardSigmoid):
         return x * tf.quantization.fake_quant_with_min_max_args(super().call(x), 0, 1)
 
 
-def _rounded(kernel: tf.Tensor) -> tf.Tensor:
-    """Round to -127..127 steps, the last axis by a scale of its own each."""
-    most = tf.stop_gradient(_most(kernel))
+def _rounded(kernel: tf.Tensor, most: tf.Tensor | None = None) -> tf.Tensor:
+    """Round to -127..127 steps, the last axis by a scale of its own each, that of `most`."""
+    most = tf.stop_gradient(_most(kernel)) if most is None else most
     return tf.quantization.fake_quant_with_min_max_vars_per_channel(
         kernel, -most, most, narrow_range=True
     )
