@@ -207,7 +207,7 @@ def test_the_file_has_no_float_and_the_labels_of_the_model(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["swiftnet", "fastscnn"])
+@pytest.mark.parametrize("name", ["swiftnet", "fastscnn", "pidnet"])
 def test_nets_of_the_registry_convert_without_float(name, tmp_path):
     keras.utils.set_random_seed(0)
     options = {"widths": (8, 8, 8, 8), "blocks": (1, 1, 1, 1)} if name == "swiftnet" else {}
