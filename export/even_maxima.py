@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from kseg.unpooling_forms import REACH
 from kseg.upsampling import PoolingIndices, Unpooling
 
 from .calibrate import Samples
@@ -15,7 +16,7 @@ from .post_training import maps_of, readers, rescale, source_of_channels
 
 
 def even_maxima(model: keras.Model, samples: Samples) -> keras.Model:
-    """Return an equal model where every channel of a map before `PoolingIndices` reaches 1.
+    """Return an equal model where channels of maps before `PoolingIndices` reach `REACH`.
 
     All channels of a map have one step in an int8 file. A channel that is small beside another
     is left with few of the 256 values, and its maxima are equal where they were not. Dividing a
@@ -40,7 +41,7 @@ def even_maxima(model: keras.Model, samples: Samples) -> keras.Model:
         for most, values in zip(largest, maps, strict=True):
             np.maximum(most, values.max(axis=(0, 1, 2)), out=most)
     for (source, _, kernels), most in zip(found, largest, strict=True):
-        rescale(source, kernels, np.where(most > 0, most, 1))
+        rescale(source, kernels, np.where(most > 0, most, REACH) / REACH)
     return copy
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers
 
@@ -43,17 +42,24 @@ class FakeQuantize(layers.Layer):
             for name, value in (("low", low), ("high", high), ("seen", 0.0))
         )
 
-    def call(self, x: tf.Tensor, training: bool | None = None, follow: bool = True) -> tf.Tensor:
-        """Return `x` rounded; widen the range by it in training, if `follow`."""
+    def call(
+        self,
+        x: tf.Tensor,
+        training: bool | None = None,
+        follow: bool = True,
+        reach: float | None = None,
+    ) -> tf.Tensor:
+        """Return `x` rounded; widen the range by it in training, if `follow`.
+
+        With a `reach`, `x` and the range are first multiplied so that the range is as long.
+        """
         if training and follow and self.fixed is None:
             self._follow(x)
         low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
+        if reach is not None:
+            factor = tf.math.divide_no_nan(reach, high - low)
+            x, low, high = x * factor, low * factor, high * factor
         return tf.quantization.fake_quant_with_min_max_vars(x, low, high)
-
-    @property
-    def step(self) -> float:
-        """The difference between two values that follow each other."""
-        return (float(self.high.numpy()) - float(self.low.numpy())) / 255
 
     def _follow(self, x: tf.Tensor) -> None:
         x = tf.stop_gradient(x)
@@ -101,23 +107,26 @@ class Folded:
         kernel, bias = self._whole()
         return self.channels_back(_rounded(kernel)), bias
 
-    def round_bias(self, input_scale: float) -> None:
-        """Change the bias to the nearest that the file can hold.
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Return the map with bias and activation."""
+        kernel, bias = self.folded()
+        return self.activated(self.convolved(x, kernel), bias)
 
-        There it is a whole number of steps of the input times those of the kernel. What that
-        leaves out is little, yet the sum of a thousand rounded maps shows it.
+    def whole_numbers(self, input_step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Return the kernel and the bias as the whole numbers that the file holds.
 
         Args:
-            input_scale: one step of the map that the layer takes.
+            input_step: one step of the map that the layer takes.
+
+        Returns:
+            The kernel, float32 of its own shape; the steps (C,) of its channels, float32; the
+            bias (C,) in steps of the input times those, or None where there is none.
         """
         kernel, bias = self._whole()
-        if bias is None:
-            return
-        step = input_scale * np.asarray(_most(kernel), np.float64) / 127
-        exact = np.asarray(bias, np.float64)
-        change = np.rint(exact / step) * step - exact
-        held = self.bias if self.epsilon is None else self.beta
-        held.assign_add(change.astype(np.float32))
+        numbers, steps = _in_steps(kernel)
+        if bias is not None:
+            bias = tf.math.rint(bias / (input_step * steps))
+        return self.channels_back(numbers), steps, bias
 
     def channels_last(self, kernel: tf.Tensor) -> tf.Tensor:
         """Return the kernel with the channels of the result as its last axis."""
@@ -160,11 +169,9 @@ class Folded:
 class QuantizedConv2D(Folded, layers.Conv2D):
     """`keras.layers.Conv2D` and `BatchNormalization` of (B, H, W, C) as one int8 operator."""
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Return the map (B, H, W, filters)."""
-        kernel, bias = self.folded()
-        y = self.convolution_op(x, kernel)
-        return self.activated(y, bias)
+    def convolved(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the map (B, H, W, filters) before the bias."""
+        return self.convolution_op(x, kernel)
 
 
 @keras.saving.register_keras_serializable("kseg")
@@ -179,10 +186,9 @@ class QuantizedDepthwiseConv2D(Folded, layers.DepthwiseConv2D):
         """Return what `channels_last` was given."""
         return tf.reshape(kernel, self.kernel.shape)
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Return the map (B, H, W, C * multiplier)."""
-        kernel, bias = self.folded()
-        y = keras.ops.depthwise_conv(
+    def convolved(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the map (B, H, W, C * multiplier) before the bias."""
+        return keras.ops.depthwise_conv(
             x,
             kernel,
             strides=self.strides,
@@ -190,7 +196,6 @@ class QuantizedDepthwiseConv2D(Folded, layers.DepthwiseConv2D):
             dilation_rate=self.dilation_rate,
             data_format=self.data_format,
         )
-        return self.activated(y, bias)
 
 
 @keras.saving.register_keras_serializable("kseg")
@@ -233,6 +238,18 @@ class QuantizedConv2DTranspose(Folded, layers.Conv2DTranspose):
             return y
         return y[:, rows[2] : rows[2] + rows[3], columns[2] : columns[2] + columns[3]]
 
+    def convolved(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the map (B, H, W, filters) before the bias."""
+        return keras.ops.conv_transpose(
+            x,
+            kernel,
+            strides=list(self.strides),
+            padding=self.padding,
+            output_padding=self.output_padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+
 
 @keras.saving.register_keras_serializable("kseg")
 class QuantizedProduct(layers.Layer):
@@ -250,12 +267,28 @@ class QuantizedProduct(layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Return the map with the axis as long as the matrix makes it."""
+        return self.convolved(x, _rounded(self._kernel(x)))
+
+    def convolved(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Return the map times a kernel (1, 1, old, new) along the axis."""
         # The converter turns the operands of a product of matrices round, and then has no fast
         # operator for it; a convolution stays one.
-        matrix = self.products.matrices(*x.shape[1:3])[self.axis - 1]
         forth, back = ((0, 2, 3, 1), (0, 3, 1, 2)) if self.axis == 1 else ((0, 1, 3, 2),) * 2
-        kernel = _rounded(tf.constant(matrix.T[None, None], tf.float32))
         return tf.transpose(tf.nn.conv2d(tf.transpose(x, forth), kernel, 1, "VALID"), back)
+
+    def whole_numbers(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the kernel for a map as the whole numbers that the file holds, and their steps.
+
+        Returns:
+            (1, 1, old, new) float32, and the steps, to be multiplied with the new map.
+        """
+        kernel = self._kernel(x)
+        numbers, steps = _in_steps(kernel)
+        return numbers, tf.reshape(steps, (-1, 1, 1) if self.axis == 1 else (-1, 1))
+
+    def _kernel(self, x: tf.Tensor) -> tf.Tensor:
+        matrix = self.products.matrices(*x.shape[1:3])[self.axis - 1]
+        return tf.constant(matrix.T[None, None], tf.float32)
 
     def get_config(self) -> dict[str, Any]:
         """Return the layer's configuration."""
@@ -297,6 +330,15 @@ def _rounded(kernel: tf.Tensor, most: tf.Tensor | None = None) -> tf.Tensor:
     return tf.quantization.fake_quant_with_min_max_vars_per_channel(
         kernel, -most, most, narrow_range=True
     )
+
+
+def _in_steps(kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return what `_rounded` returns in whole steps, and the step of each index of the last axis.
+
+    Steps are taken in float64: TensorFlow may change the order of float32's products and quotients.
+    """
+    steps = tf.cast(tf.cast(_most(kernel), tf.float64) / 127.0, tf.float32)
+    return tf.math.rint(_rounded(kernel) / steps), steps
 
 
 def _most(kernel: tf.Tensor) -> tf.Tensor:

@@ -322,9 +322,15 @@ def _open_keras(path: Path) -> runtimes.Runtime:
 
 
 def run_model(model: keras.Model, path: Path) -> runtimes.Runtime:
-    """Return a Keras model as a runtime; a layer cascade is run stage by stage."""
+    """Return a Keras model as a runtime.
+
+    A layer cascade is run stage by stage, a quantisation-aware model in whole numbers.
+    """
+    from kseg.integer_arithmetic import integer_forward, is_rounded
     from kseg.models.layer_cascade import is_cascade
 
+    if is_rounded(model):
+        return runtimes.run_keras(model, path=path, function=integer_forward(model))
     if is_cascade(model):
         return runtimes.run_cascade(model, path=path)
     return runtimes.run_keras(model, path=path)

@@ -20,7 +20,6 @@ from keras import layers
 
 from kseg.fake_quantization import (
     FakeQuantize,
-    Folded,
     QuantizedConv2D,
     QuantizedConv2DTranspose,
     QuantizedDepthwiseConv2D,
@@ -30,7 +29,7 @@ from kseg.fake_quantization import (
 )
 from kseg.partial_results import ahead_of_last, last_operator
 from kseg.products import MatrixProducts
-from kseg.unpooling_forms import Choices, FirstUnpooling, MaximaFound
+from kseg.unpooling_forms import REACH, Choices, FirstUnpooling, MaximaFound
 from kseg.upsampling import BilinearResize
 
 _QUANTIZED = {
@@ -39,7 +38,7 @@ _QUANTIZED = {
     layers.Conv2DTranspose: QuantizedConv2DTranspose,
 }
 # What moves values without making new ones: their ranges are those of their input.
-_MOVING = (
+MOVING = (
     layers.MaxPooling2D,
     layers.Reshape,
     layers.Permute,
@@ -99,26 +98,6 @@ def without_quantization(source: keras.Model, model: keras.Model) -> None:
         there = source.get_layer(holders.get(layer.name, layer.name))
         values = {variable.name: variable.numpy() for variable in there.weights}
         layer.set_weights([values[variable.name] for variable in layer.weights])
-
-
-def round_biases(model: keras.Model) -> None:
-    """Round the biases of a quantisation-aware model as its file will, in place.
-
-    Call it with the final weights and ranges: what a bias is rounded to follows from both.
-    """
-    for layer in model.layers:
-        if isinstance(layer, Folded):
-            before = _range_of(layer.input)
-            if before is not None:
-                layer.round_bias(before.step)
-
-
-def _range_of(tensor: keras.KerasTensor) -> FakeQuantize | None:
-    """Return what rounds a map, behind layers that only move its values; None if nothing does."""
-    layer = tensor._keras_history.operation
-    while isinstance(layer, _MOVING):
-        layer = layer.input._keras_history.operation
-    return layer if isinstance(layer, FakeQuantize) else None
 
 
 class _Plan:
@@ -194,7 +173,7 @@ class _Plan:
         args = (ahead_of_last(self.model.get_layer(layer.name), args[0]), *args[1:])
         kwargs.pop("mask", None)  # of a batch normalisation; nothing here has masks
         y = layer(*args, **kwargs)
-        if isinstance(layer, _MOVING) or _is_linear(layer):
+        if isinstance(layer, MOVING) or _is_linear(layer):
             return self._remember(y, before)
         if layer.name in self.folds or layer.name in self.fused:
             return y  # rounded behind the layer that follows
@@ -239,7 +218,11 @@ class _Plan:
     def _chosen(self, layer: keras.Layer, inputs: list[keras.KerasTensor]) -> keras.KerasTensor:
         """Call a layer of `Choices`; what it chooses among is rounded, in the range of the map."""
         before = self.ranges[id(inputs[0])]
-        y = self.choices.call(layer, inputs, lambda corner: before(corner, follow=False))
+
+        def comparable(x: keras.KerasTensor) -> keras.KerasTensor:
+            return before(before(x, follow=False), follow=False, reach=REACH)
+
+        y = self.choices.call(layer, inputs, comparable)
         if isinstance(layer, MaximaFound):
             return y
         return self._remember(before(y, follow=False), before)

@@ -59,22 +59,26 @@ def keras_model(path: Path) -> keras.Model:
     return read_model(path)
 
 
-def run_keras(model: keras.Model, *, path: Path) -> Runtime:
+def run_keras(
+    model: keras.Model, *, path: Path, function: Callable[[Any], Any] | None = None
+) -> Runtime:
     """Return a Keras model as a runtime: one compiled graph of one static size.
 
     Args:
         model: takes (B, H, W, 3) images 0..255; gives logits, alone or in a dict.
         path: where it came from, for messages.
+        function: what computes the model, where that is not the model itself.
     """
     import tensorflow as tf
 
+    compute = function or (lambda image: model(image, training=False))
     size = _image_size(path, model.input_shape)
     if isinstance(model.output, dict) and "logits" not in model.output:
         raise UserError(f"{path} gives {', '.join(model.output)}; kseg takes an output `logits`")
 
     @tf.function(input_signature=[tf.TensorSpec((1, *size, 3), tf.uint8)])
     def graph(image: tf.Tensor) -> tf.Tensor:
-        return logits_of(model(tf.cast(image, tf.float32), training=False))
+        return logits_of(compute(tf.cast(image, tf.float32)))
 
     shape = tuple(graph.get_concrete_function().output_shapes.as_list())
     _, num_classes = _kind(path, shape, np.float32)

@@ -32,7 +32,7 @@ from kseg.losses.expression import build_loss, parse_loss, takes_class_weights
 from kseg.losses.logit_adjustment import LogitAdjusted
 from kseg.optimizers import make_optimizer
 from kseg.progress import Display, Pace
-from kseg.quantization import quantization_aware, round_biases
+from kseg.quantization import quantization_aware
 from kseg.registry import MODELS
 from kseg.resolve import backbone_weights, check, option_texts, resolve
 from kseg.runs import STEP_COLUMNS, MetricsFile, Run
@@ -329,8 +329,6 @@ class _Training:
     def _serve(self) -> None:
         """Give the served model the weights of now."""
         assign(self.served, self.engine.weights())
-        if self.config.quantize_aware:
-            round_biases(self.served)
 
     def _validate(self, display: Display, *, loss: float, rate: float) -> float:
         self._serve()

@@ -14,6 +14,10 @@ from keras import layers
 
 from kseg.upsampling import PoolingIndices, Unpooling
 
+# LiteRT compares int8 values in steps of 1/256, and takes steps below 1 alone. In a range of this
+# length it tells any two of them from one another; in one shorter than 1 it would not.
+REACH = 16.0
+
 
 class Choices:
     """Puts choices in the place of masks while a model is cloned.
@@ -37,15 +41,15 @@ class Choices:
         self,
         layer: keras.Layer,
         inputs: list[keras.KerasTensor],
-        rounded: Callable[[keras.KerasTensor], keras.KerasTensor] = lambda corner: corner,
+        comparable: Callable[[keras.KerasTensor], keras.KerasTensor] = lambda x: x,
     ) -> keras.KerasTensor:
         """Call what `clone` gave.
 
         Args:
             layer: as `clone` gave it.
             inputs: what the original layer would take.
-            rounded: rounds what is rounded already. The converter learns ranges from it, which it
-                does not always find behind the operators of `Corners`.
+            comparable: brings a rounded map to a range that is `REACH` long, and tells the
+                converter of it, which does not always find ranges behind `Corners`.
 
         Returns:
             What stands for the result of the original layer.
@@ -53,7 +57,7 @@ class Choices:
         if isinstance(layer, MaximaFound):
             x, pooled = inputs
             corners = Corners(name=f"{layer.name}_corners")(x)
-            found = layer([*(rounded(corner) for corner in corners), pooled])
+            found = layer([comparable(one) for one in (*corners, pooled)])
             self.found[id(found[0])] = found
             return found[0]
         x, first = inputs

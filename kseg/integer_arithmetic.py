@@ -1,0 +1,264 @@
+"""A quantisation-aware model, computed in whole numbers as LiteRT computes its int8 file.
+
+A sum that lies half-way between two steps is rounded up by one kernel and to the even step by
+another, and what a float leaves out decides where a whole number would not. One step more or less
+in one map makes a hundred others in the next, so that after twenty layers one value in twenty
+differs. Nothing is left out here: the maps are whole numbers, and each operator rounds as its
+kernel does.
+
+Source: the int8 kernels of XNNPACK (`qs8-gemm`, `qs8-vcvt`, `s8-ibilinear`, `qs8-vmul`), and those
+of TensorFlow Lite where XNNPACK has none (`AveragePool`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from kseg.fake_quantization import FakeQuantize, Folded, QuantizedProduct
+from kseg.quantization import MOVING
+from kseg.unpooling_forms import Corners
+from kseg.upsampling import BilinearResize
+
+LOWEST, HIGHEST = -128.0, 127.0
+# Between the mean of whole numbers that is a tie, and the next: windows have fewer pixels.
+_TIE = 2.0**-12
+_FRACTION = 2**11  # parts that a bilinear kernel divides a pixel into
+
+
+@dataclass(frozen=True)
+class Range:
+    """What the whole numbers of a map stand for: `step * (number - zero)`, all float32 scalars."""
+
+    step: tf.Tensor
+    zero: tf.Tensor
+
+    @staticmethod
+    def of(quantizer: FakeQuantize) -> Range:
+        """Return the range that a file takes from a layer."""
+        low, high = (
+            tf.cast(tf.convert_to_tensor(end), tf.float64)
+            for end in (quantizer.low, quantizer.high)
+        )
+        step = tf.maximum((high - low) / 255.0, 1e-30)
+        zero = tf.clip_by_value(tf.math.rint(LOWEST - low / step), LOWEST, HIGHEST)
+        return Range(tf.cast(step, tf.float32), tf.cast(zero, tf.float32))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A map as whole numbers, counted from zero.
+
+    Attributes:
+        numbers: (B, H, W, C) float32 without fractions; the value is `numbers * range.step`.
+        range: what they stand for.
+    """
+
+    numbers: tf.Tensor
+    range: Range
+
+    @property
+    def value(self) -> tf.Tensor:
+        """The map as the float model has it."""
+        return self.numbers * self.range.step
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A result that is rounded only once the range behind it is known.
+
+    Attributes:
+        rounded: from that range to whole numbers, not yet within its ends.
+        ends: smallest and largest value that an activation lets through.
+    """
+
+    rounded: Callable[[Range], tf.Tensor]
+    ends: tuple[float, float] = (-np.inf, np.inf)
+
+
+def is_rounded(model: keras.Model) -> bool:
+    """Whether a model is quantisation-aware."""
+    return any(isinstance(layer, FakeQuantize) for layer in model.layers)
+
+
+def integer_forward(model: keras.Model) -> Callable[[tf.Tensor], Any]:
+    """Return what a quantisation-aware model computes, in whole numbers.
+
+    Args:
+        model: what `kseg.quantization.quantization_aware` made; the result follows its weights.
+
+    Returns:
+        From images (1, H, W, 3) float32, whole numbers 0..255, to outputs of the model's structure.
+        An operator without a form of its own here computes in float and is rounded then.
+    """
+    nodes = [
+        node
+        for depth in sorted(model._nodes_by_depth)[::-1]
+        for node in model._nodes_by_depth[depth]
+    ]
+
+    def forward(image: tf.Tensor) -> Any:  # noqa: ANN401
+        found: dict[int, Any] = {id(model.inputs[0]): image}
+
+        def known(one: Any) -> Any:  # noqa: ANN401
+            return found[id(one)] if isinstance(one, keras.KerasTensor) else one
+
+        for node in nodes:
+            if not isinstance(node.operation, layers.InputLayer):
+                args = keras.tree.map_structure(known, node.arguments.args)
+                kwargs = keras.tree.map_structure(known, node.arguments.kwargs)
+                results = keras.tree.flatten(_computed(node.operation, args, kwargs))
+                found |= zip(map(id, node.outputs), results, strict=True)
+        return keras.tree.map_structure(lambda one: _value(found[id(one)]), model.output)
+
+    return forward
+
+
+def _computed(layer: keras.Layer, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    """Return what a layer makes of its arguments, each a tensor, a `Whole` or `Pending`."""
+    first = args[0] if args else None
+    if isinstance(layer, FakeQuantize):
+        return _rounded(layer, first)
+    if _passes(layer):
+        return first
+    if isinstance(first, Pending) and _ends(layer) is not None:
+        return replace(first, ends=_ends(layer))
+    if isinstance(first, Whole):
+        if isinstance(layer, MOVING):
+            return Whole(layer(first.numbers), first.range)
+        if isinstance(layer, Folded) and layer.activation in _ENDS:
+            return _convolved(layer, first)
+        if isinstance(layer, QuantizedProduct):
+            return _multiplied(layer, first)
+        if isinstance(layer, Corners):
+            return [Whole(one, first.range) for one in layer(first.numbers)]
+        if isinstance(layer, layers.AveragePooling2D):
+            return _pooled(layer, first)
+        if _is_bilinear(layer):
+            return _resized(layer, first)
+    if isinstance(layer, layers.Concatenate) and all(isinstance(one, Whole) for one in first):
+        return Pending(lambda after: layer([_requantised(one, after) for one in first]))
+    args, kwargs = keras.tree.map_structure(_value, (args, kwargs))
+    return layer(*args, **kwargs)
+
+
+# The smallest and the largest value that an activation lets through.
+_ENDS = {
+    keras.activations.linear: (-np.inf, np.inf),
+    keras.activations.relu: (0.0, np.inf),
+    keras.activations.relu6: (0.0, 6.0),
+}
+
+
+def _passes(layer: keras.Layer) -> bool:
+    linear = isinstance(layer, layers.Activation) and layer.activation is keras.activations.linear
+    return linear or isinstance(layer, layers.Identity)
+
+
+def _ends(layer: keras.Layer) -> tuple[float, float] | None:
+    """Return between what a ReLU keeps its values; None of any other layer."""
+    if isinstance(layer, layers.Activation):
+        return _ENDS.get(layer.activation)
+    if isinstance(layer, layers.ReLU) and not layer.negative_slope and not layer.threshold:
+        return 0.0, np.inf if layer.max_value is None else float(layer.max_value)
+    return None
+
+
+def _is_bilinear(layer: keras.Layer) -> bool:
+    upsampling = isinstance(layer, layers.UpSampling2D) and layer.interpolation == "bilinear"
+    return upsampling or type(layer) is BilinearResize
+
+
+def _value(one: Any) -> Any:  # noqa: ANN401
+    """Return a map in float; whatever is no map as it is."""
+    if isinstance(one, Pending):
+        raise TypeError("a convolution of a quantisation-aware model is followed by no range")
+    return one.value if isinstance(one, Whole) else one
+
+
+def _rounded(quantizer: FakeQuantize, found: Any) -> Whole:  # noqa: ANN401
+    """Return a map as the whole numbers of a range."""
+    after = Range.of(quantizer)
+    low, high = LOWEST - after.zero, HIGHEST - after.zero
+    if isinstance(found, Pending):
+        numbers = found.rounded(after)
+        bottom, top = (tf.math.rint(end / after.step) for end in found.ends)
+        numbers = tf.clip_by_value(numbers, tf.maximum(low, bottom), tf.minimum(high, top))
+        return Whole(numbers, after)
+    numbers = tf.math.rint(quantizer(_value(found), training=False, follow=False) / after.step)
+    return Whole(tf.clip_by_value(numbers, low, high), after)
+
+
+def _convolved(layer: Folded, x: Whole) -> Pending:
+    """Return a convolution: a sum without error, and one product with a float32 scale."""
+    kernel, steps, bias = layer.whole_numbers(x.range.step)
+    total = tf.cast(layer.convolved(x.numbers, kernel), tf.int32)
+    total = total if bias is None else total + tf.cast(bias, tf.int32)
+    scale = _product(x.range.step, steps)
+    ends = _ENDS[layer.activation]
+    return Pending(lambda after: _scaled(total, _quotient(scale, after.step)), ends)
+
+
+def _multiplied(layer: QuantizedProduct, x: Whole) -> Pending:
+    """Return a product with a constant matrix, which the file has as a convolution."""
+    kernel, steps = layer.whole_numbers(x.numbers)
+    total = tf.cast(layer.convolved(x.numbers, kernel), tf.int32)
+    scale = _product(x.range.step, steps)
+    return Pending(lambda after: _scaled(total, _quotient(scale, after.step)))
+
+
+def _scaled(total: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    return tf.math.rint(tf.cast(total, tf.float32) * scale)
+
+
+def _product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Return a float32 product, rounded here: TensorFlow may change the order of plain ones."""
+    return tf.cast(tf.cast(a, tf.float64) * tf.cast(b, tf.float64), tf.float32)
+
+
+def _quotient(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Return a float32 quotient, rounded here."""
+    return tf.cast(tf.cast(a, tf.float64) / tf.cast(b, tf.float64), tf.float32)
+
+
+def _pooled(layer: layers.AveragePooling2D, x: Whole) -> Whole:
+    """Return means, of which ties go away from the whole number 0 (not from the value 0)."""
+    means = layer(x.numbers) + x.range.zero
+    means = tf.sign(means) * tf.floor(tf.abs(means) + 0.5 + _TIE)
+    return Whole(means - x.range.zero, x.range)
+
+
+def _resized(layer: keras.Layer, x: Whole) -> Whole:
+    """Return a map enlarged with weights of 11 bits; ties go up."""
+    wanted = layer.compute_output_spec(keras.KerasTensor(x.numbers.shape)).shape
+    sizes = zip(x.numbers.shape[1:3], wanted[1:3], strict=True)
+    rows, columns = (tf.constant(_tents(old, new)) for old, new in sizes)
+    sums = tf.einsum("gh,bhwc,kw->bgkc", rows, tf.cast(x.numbers, tf.float64), columns)
+    return Whole(tf.cast(tf.floor(sums + 0.5), tf.float32), x.range)
+
+
+def _tents(old: int, new: int) -> np.ndarray:
+    """Return the (new, old) float64 weights of each old position in each new one."""
+    scale = np.float32(old) / np.float32(new)
+    places = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    places = np.clip(places, 0, old - 1).astype(np.float32)
+    before = np.floor(places).astype(int)
+    behind = np.minimum(before + 1, old - 1)
+    share = np.rint((places - before) * _FRACTION) / _FRACTION
+    weights = np.zeros((new, old))
+    weights[np.arange(new), before] += 1 - share
+    weights[np.arange(new), behind] += share
+    return weights
+
+
+def _requantised(x: Whole, after: Range) -> tf.Tensor:
+    """Return whole numbers of another range, by a factor of eight binary places."""
+    factor = tf.math.rint(256.0 * x.range.step / after.step)
+    numbers = tf.floor((x.numbers * factor + 128.0) / 256.0)
+    return tf.clip_by_value(numbers, LOWEST - after.zero, HIGHEST - after.zero)
