@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,8 +14,10 @@ from kseg.quantization import convolutions, quantization_aware
 
 from . import tflite
 from .calibrate import Samples
+from .even_maxima import even_maxima
 from .interface import Interface
 from .layerwise import Noise, layer_noise
+from .operators import layer_of
 from .post_training import correct_biases, equalised, set_ranges
 from .verify import Attempt, Proof
 
@@ -147,7 +148,8 @@ def _proved(recipe: Recipe, remedies: Remedies) -> Proof:
         return islice(remedies.samples(), FEW_IMAGES)
 
     def write(path: Path) -> None:
-        model = equalised(remedies.model, few) if recipe.even else remedies.model
+        model = even_maxima(remedies.model, few)
+        model = equalised(model, few) if recipe.even else model
         copy = quantization_aware(model, in_float=recipe.in_float)
         set_ranges(copy, model, remedies.samples, percentile=recipe.percentile)
         if recipe.even:
@@ -178,17 +180,3 @@ def layers_of(noises: Sequence[Noise], names: Collection[str]) -> list[str]:
     ordered = sorted(noises, key=lambda one: one.lost, reverse=True)
     found = [layer_of(noise.tensor, names) for noise in ordered]
     return list(dict.fromkeys(name for name in found if name is not None))
-
-
-def layer_of(tensor: str, names: Collection[str]) -> str | None:
-    """Return the first layer that the name of a tensor in a `.tflite` file speaks of.
-
-    Example:
-        >>> layer_of("swiftnet_1/stem_conv_1/convolution;swiftnet_1/stem_bn_1/add", {"stem_conv"})
-        'stem_conv'
-    """
-    for part in re.split("[/;]", tensor):
-        for name in (part, re.sub(r"_\d+$", "", part)):
-            if name in names:
-                return name
-    return None

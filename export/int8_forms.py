@@ -1,4 +1,4 @@
-"""Other forms of operations that LiteRT computes slowly in int8."""
+"""Other forms of operations that LiteRT computes slowly, or not at all, in int8."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import keras
 from keras import layers, ops
 
 from kseg.fake_quantization import SIXTH
+from kseg.unpooling_forms import Choices, MaximaFound, SharedUnpooling
+from kseg.upsampling import PoolingIndices
+
+from .calibrate import Samples
+from .even_maxima import even_maxima
 
 
 class ProductHardSwish(layers.Layer):
@@ -21,18 +26,34 @@ class ProductHardSwish(layers.Layer):
         return x * ops.relu6(x + 3.0) * SIXTH
 
 
-def with_int8_forms(model: keras.Model) -> keras.Model:
+def with_int8_forms(model: keras.Model, samples: Samples) -> keras.Model:
     """Return a model that computes the same from operators with fast int8 kernels.
+
+    Where a model unpools, maps whose maxima it goes by get channels of even size first, and
+    maxima that are equal share a value; see `SharedUnpooling`.
 
     Args:
         model: a functional model; it is not changed.
+        samples: representative images (1, H, W, 3).
 
     Returns:
-        The model itself where nothing is to be replaced, else a copy with the same weights.
+        The model itself where nothing is to be replaced, else a copy with weights of its own.
     """
-    if not any(_is_hard_swish(layer) for layer in model.layers):
+    unpools = any(isinstance(layer, PoolingIndices) for layer in model.layers)
+    if not unpools and not any(_is_hard_swish(layer) for layer in model.layers):
         return model
-    copy = keras.models.clone_model(model, clone_function=_clone)
+    if unpools:
+        model = even_maxima(model, samples)
+    choices = Choices(SharedUnpooling)
+
+    def clone(layer: keras.Layer) -> keras.Layer:
+        return choices.clone(layer) or _clone(layer)
+
+    def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        chosen = isinstance(layer, (MaximaFound, SharedUnpooling))
+        return choices.call(layer, *args) if chosen else layer(*args, **kwargs)
+
+    copy = keras.models.clone_model(model, clone_function=clone, call_function=call)
     copy.set_weights(model.get_weights())
     return copy
 

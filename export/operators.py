@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,20 @@ def float_operators(network: Network) -> list[Operator]:
         if operator.name != "DEQUANTIZE"
         and any(tensor.dtype.startswith("float") for tensor in network.results(operator))
     ]
+
+
+def layer_of(tensor: str, names: Collection[str]) -> str | None:
+    """Return the first layer that the name of a tensor in a `.tflite` file speaks of.
+
+    Example:
+        >>> layer_of("swiftnet_1/stem_conv_1/convolution;swiftnet_1/stem_bn_1/add", {"stem_conv"})
+        'stem_conv'
+    """
+    for part in re.split("[/;]", tensor):
+        for name in (part, re.sub(r"_\d+$", "", part)):
+            if name in names:
+                return name
+    return None
 
 
 def single_operator(path: Path, index: int) -> bytes:

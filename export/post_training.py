@@ -7,7 +7,7 @@ converter then writes the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import layers
 
 from kseg.fake_quantization import FakeQuantize
+from kseg.partial_results import partial_results
 
 from .calibrate import Samples
 
@@ -47,9 +48,14 @@ def set_ranges(
         for layer in copy.layers
         if isinstance(layer, FakeQuantize) and layer.fixed is None
     }
-    names = [name for name in quantizers if name in {one.name for one in model.layers}]
-    found = [[_range(one, percentile) for one in maps] for maps in _maps(model, names, samples)]
-    for name, seen in zip(names, np.moveaxis(np.array(found), 0, 1), strict=True):
+    maps = {layer.name: layer.output for layer in model.layers if layer.name in quantizers}
+    for layer in model.layers:
+        maps |= partial_results(layer)
+    found = [
+        [_range(one, percentile) for one in values]
+        for values in _values(model, maps.values(), samples)
+    ]
+    for name, seen in zip(maps, np.moveaxis(np.array(found), 0, 1), strict=True):
         low, high = (seen.min(0)[0], seen.max(0)[1]) if percentile == 100 else seen.mean(0)
         quantizers[name].low.assign(min(low, 0.0))
         quantizers[name].high.assign(max(high, low + 1e-6, 1e-6))
@@ -79,7 +85,7 @@ def correct_biases(copy: keras.Model, model: keras.Model, samples: Samples) -> N
     pairs = [(new, _behind(model, new.name)) for new in copy.layers if _has_bias(new)]
     names = [name for new, after in pairs for name in (_before(model, new.name), after)]
     errors: list[list[np.ndarray]] = [[] for _ in pairs]
-    for maps in _maps(model, names, samples):
+    for maps in maps_of(model, names, samples):
         for index, (new, _) in enumerate(pairs):
             rounded = np.asarray(new(maps[2 * index]))
             errors[index].append((rounded - maps[2 * index + 1]).mean(axis=(0, 1, 2)))
@@ -111,7 +117,7 @@ def equalised(model: keras.Model, samples: Samples) -> keras.Model:
     if not pairs:
         return copy
     largest = [np.zeros(_channels(second)) for _, second in pairs]
-    for maps in _maps(copy, [_before(copy, second.name) for _, second in pairs], samples):
+    for maps in maps_of(copy, [_before(copy, second.name) for _, second in pairs], samples):
         for most, values in zip(largest, maps, strict=True):
             np.maximum(most, np.abs(values).max(axis=(0, 1, 2)), out=most)
     for (first, second), most in zip(pairs, largest, strict=True):
@@ -127,17 +133,37 @@ def _pairs(model: keras.Model) -> Iterator[tuple[keras.Layer, keras.Layer]]:
         if getattr(second, "groups", 1) != 1:
             continue
         before = _sole_source(model, second)
-        while before is not None and _is_homogeneous(before):
-            before = _sole_source(model, before)
-        if before is not None and _sets_channels(before) and len(_readers(model, before)) == 1:
+        before = None if before is None else source_of_channels(model, before)
+        if before is not None:
             yield before, second
+
+
+def source_of_channels(model: keras.Model, layer: keras.Layer) -> keras.Layer | None:
+    """Return what a map's channels can be scaled in: `layer`, or what only it reads.
+
+    Between the two nothing but ReLU and what else scales its result as its input is scaled.
+    """
+    found: keras.Layer | None = layer
+    while found is not None and _is_homogeneous(found):
+        found = _sole_source(model, found)
+    return found if found is not None and _sets_channels(found) else None
 
 
 def _rescale(first: keras.Layer, second: keras.Layer, largest: np.ndarray) -> None:
     kernel = second.kernel.numpy()
     reads = np.abs(kernel).max(axis=(0, 1, 3))
     usable = (largest > 0) & (reads > 0)
-    scale = np.sqrt(np.where(usable, largest, 1) / np.where(usable, reads, 1))
+    rescale(first, [second], np.sqrt(np.where(usable, largest, 1) / np.where(usable, reads, 1)))
+
+
+def rescale(first: keras.Layer, seconds: Sequence[keras.Layer], scale: np.ndarray) -> None:
+    """Divide the channels that a layer makes by `scale`, and multiply the kernels that read them.
+
+    Args:
+        first: a normalisation or convolution; changed in place.
+        seconds: the convolutions that read its channels; changed in place.
+        scale: one value a channel, above 0.
+    """
     for name in ("gamma", "beta") if _is_norm(first) else ("kernel", "bias"):
         variable = getattr(first, name, None)
         if variable is None:
@@ -148,7 +174,8 @@ def _rescale(first: keras.Layer, second: keras.Layer, largest: np.ndarray) -> No
             else scale
         )
         variable.assign(variable.numpy() / by)
-    second.kernel.assign(kernel * scale[:, None])
+    for second in seconds:
+        second.kernel.assign(second.kernel.numpy() * scale[:, None])
 
 
 def _sole_source(model: keras.Model, layer: keras.Layer) -> keras.Layer | None:
@@ -156,10 +183,11 @@ def _sole_source(model: keras.Model, layer: keras.Layer) -> keras.Layer | None:
     if isinstance(layer.input, list):
         return None
     before = layer.input._keras_history.operation
-    return before if len(_readers(model, before)) == 1 else None
+    return before if len(readers(model, before)) == 1 else None
 
 
-def _readers(model: keras.Model, layer: keras.Layer) -> list[keras.Layer]:
+def readers(model: keras.Model, layer: keras.Layer) -> list[keras.Layer]:
+    """Return the layers of a model that take the result of one."""
     nodes = {id(node) for depth in model._nodes_by_depth.values() for node in depth}
     return [node.operation for node in layer._outbound_nodes if id(node) in nodes]
 
@@ -203,14 +231,23 @@ def _before(model: keras.Model, name: str) -> str:
 
 def _behind(model: keras.Model, name: str) -> str:
     """Return the normalisation behind a convolution, else the convolution itself."""
-    readers = _readers(model, model.get_layer(name))
-    norm = len(readers) == 1 and type(readers[0]) is layers.BatchNormalization
-    return readers[0].name if norm else name
+    behind = readers(model, model.get_layer(name))
+    norm = len(behind) == 1 and type(behind[0]) is layers.BatchNormalization
+    return behind[0].name if norm else name
 
 
-def _maps(model: keras.Model, names: Sequence[str], samples: Samples) -> Iterator[list[np.ndarray]]:
+def maps_of(
+    model: keras.Model, names: Sequence[str], samples: Samples
+) -> Iterator[list[np.ndarray]]:
     """Give the results of some layers, one list an image."""
-    probe = keras.Model(model.input, [model.get_layer(name).output for name in names])
+    return _values(model, [model.get_layer(name).output for name in names], samples)
+
+
+def _values(
+    model: keras.Model, tensors: Iterable[keras.KerasTensor], samples: Samples
+) -> Iterator[list[np.ndarray]]:
+    """Give the values of some tensors of a model, one list an image."""
+    probe = keras.Model(model.input, list(tensors))
 
     @tf.function
     def graph(image: tf.Tensor) -> list[tf.Tensor]:

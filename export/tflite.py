@@ -49,7 +49,7 @@ def write(
     kind = "float" if quantised_input else interface.input
     image = input_spec(model, kind, batch=1)
     if variant == "int8":
-        model = with_int8_forms(model)
+        model = with_int8_forms(model, _typed(samples, tf.float32))
     with tempfile.TemporaryDirectory() as folder:
         graph = inference_graph(model, output=interface.output)
         write_graphs(model, Path(folder), {"serving_default": graph}, image=image)

@@ -21,7 +21,7 @@ from .behaviour import behavioural_faults, probes
 from .comparison import Counts, View, agreements, count, scores, shift, stacked
 from .faults import Fault, departure, kernel_fault, nearest_fault, structural_faults
 from .interface import Interface
-from .operators import float_operators, macs, read_network
+from .operators import float_operators, layer_of, macs, read_network
 from .xnnpack import outside_xnnpack
 
 # LiteRT has reference kernels alone for these, some 45 times slower than int8's.
@@ -173,7 +173,7 @@ class _Tally:
             found,
             milliseconds=1000 * float(np.median(times)) if times else None,
             outside=None if structure is None else structure.operators["LiteRT"],
-            notes=_notes(found, structure),
+            notes=_notes(found, structure, reference),
             reasons=(
                 *_too_different(found),
                 *_lost_classes(counts, reference.classes),
@@ -267,7 +267,7 @@ def structure_of(path: Path) -> Structure:
     )
 
 
-def _notes(one: Artifact, structure: Structure | None) -> tuple[str, ...]:
+def _notes(one: Artifact, structure: Structure | None, reference: Predictor) -> tuple[str, ...]:
     notes = []
     if one.variant in SLOW:
         notes.append(f"proved on {one.images} images, since it is 45 times slower than int8")
@@ -275,8 +275,21 @@ def _notes(one: Artifact, structure: Structure | None) -> tuple[str, ...]:
         notes.append("labels are compared with its own Keras model, mIoU with the float one")
     if one.variant in ("int8", "qat") and structure is not None and structure.floats:
         listed = ", ".join(f"{number} {name}" for name, number in structure.floats.items())
-        notes.append(f"in float, for want of an int8 kernel: {listed}")
+        parts = ", ".join(_float_layers(one.path, reference))
+        where = f" (of {parts})" if parts else ""
+        notes.append(f"in float, for want of an int8 kernel: {listed}{where}")
     return tuple(notes)
+
+
+def _float_layers(path: Path, reference: Predictor) -> list[str]:
+    """Return the names of the Keras layers whose operators compute in float, each once."""
+    names = set() if reference.model is None else {one.name for one in reference.model.layers}
+    network = read_network(path)
+    found = [
+        layer_of(network.tensors[operator.outputs[0]].name, names)
+        for operator in float_operators(network)
+    ]
+    return list(dict.fromkeys(name for name in found if name is not None))
 
 
 def timed(proof: Proof, *, seconds: float) -> Proof:

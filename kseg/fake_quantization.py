@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from kseg.phase_form import phase_kernel, phase_margins
 from kseg.products import MatrixProducts
 
 RANGE_MOMENTUM = 0.99  # of the ranges, once as many batches have been seen
@@ -41,11 +42,23 @@ class FakeQuantize(layers.Layer):
             for name, value in (("low", low), ("high", high), ("seen", 0.0))
         )
 
-    def call(self, x: tf.Tensor, training: bool | None = None, follow: bool = True) -> tf.Tensor:
-        """Return `x` rounded; widen the range by it in training, if `follow`."""
+    def call(
+        self,
+        x: tf.Tensor,
+        training: bool | None = None,
+        follow: bool = True,
+        reach: float | None = None,
+    ) -> tf.Tensor:
+        """Return `x` rounded; widen the range by it in training, if `follow`.
+
+        With a `reach`, `x` and the range are first multiplied so that the range is as long.
+        """
         if training and follow and self.fixed is None:
             self._follow(x)
         low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
+        if reach is not None:
+            factor = tf.math.divide_no_nan(reach, high - low)
+            x, low, high = x * factor, low * factor, high * factor
         return tf.quantization.fake_quant_with_min_max_vars(x, low, high)
 
     def _follow(self, x: tf.Tensor) -> None:
@@ -189,6 +202,16 @@ class QuantizedDepthwiseConv2D(Folded, layers.DepthwiseConv2D):
 class QuantizedConv2DTranspose(Folded, layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` and `BatchNormalization` of (B, H, W, C) as one operator."""
 
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the weights."""
+        if len({*self.strides}) > 1 or {*self.dilation_rate} != {1} or self.output_padding:
+            raise ValueError(
+                f"{self.name}: int8 has a form of transposed convolutions with equal strides and "
+                f"neither dilation nor output padding; got strides {self.strides}, dilation "
+                f"{self.dilation_rate}, output padding {self.output_padding}"
+            )
+        super().build(input_shape)
+
     def channels_last(self, kernel: tf.Tensor) -> tf.Tensor:
         """Return the kernel (k, k, filters, C) as (k, k, C, filters)."""
         return tf.transpose(kernel, (0, 1, 3, 2))
@@ -196,6 +219,24 @@ class QuantizedConv2DTranspose(Folded, layers.Conv2DTranspose):
     def channels_back(self, kernel: tf.Tensor) -> tf.Tensor:
         """Return what `channels_last` was given."""
         return tf.transpose(kernel, (0, 1, 3, 2))
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Return the map (B, H, W, filters)."""
+        # The converter cannot turn round a transposed kernel that carries its ranges.
+        kernel, bias = self._whole()
+        stride, phases = self.strides[0], self.strides[0] ** 2
+        most = tf.tile(tf.stop_gradient(_most(kernel)), [phases])
+        rows, columns = (
+            phase_margins(length, side, stride, self.padding)
+            for length, side in zip(x.shape[1:3], self.kernel_size, strict=True)
+        )
+        kernel = _rounded(phase_kernel(kernel, stride), most)
+        y = tf.nn.conv2d(x, kernel, 1, [(0, 0), rows[:2], columns[:2], (0, 0)])
+        y = self.activated(y, None if bias is None else tf.tile(bias, [phases]))
+        y = y if stride == 1 else tf.nn.depth_to_space(y, stride)
+        if (*y.shape[1:3],) == (rows[3], columns[3]):
+            return y
+        return y[:, rows[2] : rows[2] + rows[3], columns[2] : columns[2] + columns[3]]
 
     def convolved(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """Return the map (B, H, W, filters) before the bias."""
@@ -283,9 +324,9 @@ class QuantizedHardSwish(QuantizedHardSigmoid):
         return x * tf.quantization.fake_quant_with_min_max_args(super().call(x), 0, 1)
 
 
-def _rounded(kernel: tf.Tensor) -> tf.Tensor:
-    """Round to -127..127 steps, the last axis by a scale of its own each."""
-    most = tf.stop_gradient(_most(kernel))
+def _rounded(kernel: tf.Tensor, most: tf.Tensor | None = None) -> tf.Tensor:
+    """Round to -127..127 steps, the last axis by a scale of its own each, that of `most`."""
+    most = tf.stop_gradient(_most(kernel)) if most is None else most
     return tf.quantization.fake_quant_with_min_max_vars_per_channel(
         kernel, -most, most, narrow_range=True
     )

@@ -23,6 +23,7 @@ from keras import layers
 
 from kseg.fake_quantization import FakeQuantize, Folded, QuantizedProduct
 from kseg.quantization import MOVING
+from kseg.unpooling_forms import Corners
 from kseg.upsampling import BilinearResize
 
 LOWEST, HIGHEST = -128.0, 127.0
@@ -119,7 +120,8 @@ def integer_forward(model: keras.Model) -> Callable[[tf.Tensor], Any]:
             if not isinstance(node.operation, layers.InputLayer):
                 args = keras.tree.map_structure(known, node.arguments.args)
                 kwargs = keras.tree.map_structure(known, node.arguments.kwargs)
-                found[id(node.outputs[0])] = _computed(node.operation, args, kwargs)
+                results = keras.tree.flatten(_computed(node.operation, args, kwargs))
+                found |= zip(map(id, node.outputs), results, strict=True)
         return keras.tree.map_structure(lambda one: _value(found[id(one)]), model.output)
 
     return forward
@@ -141,6 +143,8 @@ def _computed(layer: keras.Layer, args: Any, kwargs: Any) -> Any:  # noqa: ANN40
             return _convolved(layer, first)
         if isinstance(layer, QuantizedProduct):
             return _multiplied(layer, first)
+        if isinstance(layer, Corners):
+            return [Whole(one, first.range) for one in layer(first.numbers)]
         if isinstance(layer, layers.AveragePooling2D):
             return _pooled(layer, first)
         if _is_bilinear(layer):

@@ -27,7 +27,9 @@ from kseg.fake_quantization import (
     QuantizedHardSwish,
     QuantizedProduct,
 )
+from kseg.partial_results import ahead_of_last, last_operator
 from kseg.products import MatrixProducts
+from kseg.unpooling_forms import REACH, Choices, FirstUnpooling, MaximaFound
 from kseg.upsampling import BilinearResize
 
 _QUANTIZED = {
@@ -109,6 +111,7 @@ class _Plan:
         self.fused: set[str] = set()  # layers whose result is rounded only behind the next one
         self.ranges: dict[int, FakeQuantize] = {}  # of tensors, by id
         self.kept: list[Any] = []  # tensors above, so that no id is used twice
+        self.choices = Choices(FirstUnpooling)
         nodes = {id(node) for depth in model._nodes_by_depth.values() for node in depth}
         for layer in model.layers:
             behind = [n.operation for n in layer._outbound_nodes if id(n) in nodes]
@@ -146,6 +149,9 @@ class _Plan:
             return _QUANTIZED[type(layer)].from_config(config)
         if _activation(layer) in _SEVERAL:
             return _SEVERAL[_activation(layer)](name=layer.name)
+        other = self.choices.clone(layer) or last_operator(layer)
+        if other is not None:
+            return other
         if isinstance(config.get("dtype"), str | Mapping):
             config["dtype"] = "float32"
         if type(layer) is layers.BatchNormalization:
@@ -155,6 +161,8 @@ class _Plan:
     def call(self, layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Call the new layer on tensors of the copy, and round its result."""
         args = keras.tree.map_structure(self._fed, args)
+        if isinstance(layer, (MaximaFound, FirstUnpooling)):
+            return self._chosen(layer, args[0])
         before = self.ranges.get(id(args[0]))  # none of a list of several
         if layer.name in self.in_float and type(layer) in _QUANTIZED:
             # With a rounded input and result the converter would round any kernel between them.
@@ -162,6 +170,7 @@ class _Plan:
             args = (keras.ops.negative(args[0]),)
         if isinstance(layer, QuantizedProduct):
             args = (self._rows_product(layer, args[0], before),)
+        args = (ahead_of_last(self.model.get_layer(layer.name), args[0]), *args[1:])
         kwargs.pop("mask", None)  # of a batch normalisation; nothing here has masks
         y = layer(*args, **kwargs)
         if isinstance(layer, MOVING) or _is_linear(layer):
@@ -205,6 +214,18 @@ class _Plan:
         if before is None:
             return FakeQuantize(name=f"{_rows_name(layer)}_quantize")(y)
         return before(y, follow=False)
+
+    def _chosen(self, layer: keras.Layer, inputs: list[keras.KerasTensor]) -> keras.KerasTensor:
+        """Call a layer of `Choices`; what it chooses among is rounded, in the range of the map."""
+        before = self.ranges[id(inputs[0])]
+
+        def comparable(x: keras.KerasTensor) -> keras.KerasTensor:
+            return before(before(x, follow=False), follow=False, reach=REACH)
+
+        y = self.choices.call(layer, inputs, comparable)
+        if isinstance(layer, MaximaFound):
+            return y
+        return self._remember(before(y, follow=False), before)
 
     def _fed(self, tensor: Any) -> Any:  # noqa: ANN401
         """Return what stands for an argument: the image is rounded to its own bytes."""

@@ -352,10 +352,10 @@ def test_adaptive_poolings_of_one_map_convert_to_int8(tmp_path, capfd):
 
 
 def test_float_operators_of_an_int8_file_are_told(tmp_path):
-    """LiteRT has no int8 SIN: it stays in float, and the person is told."""
+    """LiteRT has no int8 SIN: it stays in float, and the person is told which layer does."""
     image = keras.Input((*SIZE, 3), name="image")
     x = keras.layers.Conv2D(3, 3, padding="same")(keras.layers.Rescaling(1 / 255)(image))
-    x = keras.ops.sin(x)
+    x = keras.layers.Activation(keras.ops.sin, name="waves")(x)
     model = Predictor.from_keras(keras.Model(image, {"logits": x}), CARD)
     (one,) = export_model(
         model,
@@ -364,7 +364,7 @@ def test_float_operators_of_an_int8_file_are_told(tmp_path):
         plan={"tflite": ("int8",)},
         demands=replace(QUICK, min_agreement=0),
     )
-    assert one.notes == ("in float, for want of an int8 kernel: 1 SIN",)
+    assert one.notes == ("in float, for want of an int8 kernel: 1 SIN (of waves)",)
 
 
 def test_table_fits_a_plain_page(exported):

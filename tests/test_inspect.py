@@ -62,7 +62,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     model = hard_swish_model()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tflite, "with_int8_forms", lambda model: model)
+        patch.setattr(tflite, "with_int8_forms", lambda model, samples: model)
         for variant in ("float32", "int8"):
             cards.embed(write(model, folder / tflite.file_name(variant), variant), CARD)
     return folder

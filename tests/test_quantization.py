@@ -6,13 +6,16 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from keras import layers
-from tiny import CARD, QUICK, SIZE, DrawnData, drawn, tiny_model
+from tiny import CARD, QUICK, SIZE, DrawnData, drawn, samples, tiny_model
 
 from kseg import card as cards
 from kseg.arguments import with_settings
 from kseg.build import build
 from kseg.config import TrainConfig, quantize_aware_config
+from kseg.export import tflite
 from kseg.export.calibrate import calibration_samples
+from kseg.export.interface import Interface
+from kseg.export.operators import read_network
 from kseg.export.writer import export_model
 from kseg.fake_quantization import (
     FakeQuantize,
@@ -101,6 +104,32 @@ def test_kernels_have_a_scale_for_each_channel_of_the_result(kind, shape, channe
     np.testing.assert_array_equal(bias, 0)
 
 
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 7])
+def test_a_transposed_convolution_has_a_plain_form(side, stride, padding):
+    settings = {"filters": 4, "kernel_size": (side, side + 1), "strides": stride}
+    plain = layers.Conv2DTranspose(**settings, padding=padding)
+    rounded = QuantizedConv2DTranspose(**settings, padding=padding)
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, 5, 6, 3)).astype("float32")
+    for layer in (plain, rounded):
+        layer.build(x.shape)
+    # Whole numbers of which one of each channel is 127: there is nothing to round.
+    kernel = random.integers(-127, 128, plain.kernel.shape)
+    kernel[0, 0, :, 0] = 127  # (rows, columns, filters, C)
+    for layer in (plain, rounded):
+        layer.set_weights([kernel, np.arange(4)])
+    # Sums of about a hundred products in another order, in float32.
+    np.testing.assert_allclose(rounded(x), plain(x), atol=1e-6 * 127 * 100)
+
+
+def test_a_transposed_convolution_without_a_plain_form_says_so():
+    layer = QuantizedConv2DTranspose(filters=4, kernel_size=3, strides=(1, 2))
+    with pytest.raises(ValueError, match=r"equal strides .* got strides \(1, 2\)"):
+        layer.build((None, 8, 8, 3))
+
+
 def test_normalisation_is_in_the_kernel():
     image = keras.Input((8, 8, 3), name="image")
     x = layers.Conv2D(4, 3, padding="same", name="conv")(image)
@@ -147,7 +176,7 @@ def test_the_file_has_no_float_and_the_labels_of_the_model(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["swiftnet", "fastscnn"])
+@pytest.mark.parametrize("name", ["swiftnet", "fastscnn", "pidnet"])
 def test_nets_of_the_registry_convert_without_float(name, tmp_path):
     keras.utils.set_random_seed(0)
     options = {"widths": (8, 8, 8, 8), "blocks": (1, 1, 1, 1)} if name == "swiftnet" else {}
@@ -165,6 +194,33 @@ def test_nets_of_the_registry_convert_without_float(name, tmp_path):
     )
     assert one.agreement >= 99.5
     assert one.notes == ("labels are compared with its own Keras model, mIoU with the float one",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bisenetv2", {}),
+        ("ddrnet", {}),
+        ("deeplabv3plus", {"backbone": "mobilenetv2"}),
+        ("fastscnn", {}),
+        ("lraspp", {}),
+        ("pidnet", {}),
+        ("ppliteseg", {}),
+        ("swiftnet", {}),
+        # Not edge nets: with transposed convolutions, with unpooling, with both.
+        ("unet", {"base_channels": 8}),
+        ("segnet", {"base_channels": 8}),
+        ("deconvnet", {"fc_channels": 64}),
+    ],
+)
+def test_files_hold_no_float_tensor(name, options, tmp_path):
+    model = build(name, (*SIZE, 3), 3, options)
+    path = tmp_path / "m.tflite"
+    aware = with_ranges(keras.Model(model.input, {"logits": model.output["logits"]}), count=1)
+    tflite.write(aware, path, variant="qat", interface=Interface(), samples=samples)
+    types = {tensor.dtype for tensor in read_network(path).tensors}
+    assert types <= {"int8", "int32", "uint8", "bool"}  # bool: where maxima are
 
 
 def test_the_plain_model_comes_back(tmp_path):
