@@ -22,6 +22,7 @@ import tensorflow as tf
 from keras import layers
 
 from kseg.fake_quantization import FakeQuantize, Folded, QuantizedProduct
+from kseg.models.ppliteseg import ChannelStatistics
 from kseg.quantization import MOVING
 from kseg.unpooling_forms import Corners
 from kseg.upsampling import BilinearResize
@@ -149,6 +150,10 @@ def _computed(layer: keras.Layer, args: Any, kwargs: Any) -> Any:  # noqa: ANN40
             return _pooled(layer, first)
         if _is_bilinear(layer):
             return _resized(layer, first)
+        if isinstance(layer, layers.GlobalAveragePooling2D):
+            return Pending(lambda after: _mean(first, after, (1, 2), keepdims=layer.keepdims))
+        if isinstance(layer, ChannelStatistics):
+            return _statistics(first)
     if isinstance(first, list) and all(isinstance(one, Whole) for one in first):
         if isinstance(layer, layers.Concatenate):
             return Pending(lambda after: layer([_requantised(one, after) for one in first]))
@@ -273,6 +278,22 @@ def _pooled(layer: layers.AveragePooling2D, x: Whole) -> Whole:
     means = layer(x.numbers) + x.range.zero
     means = tf.sign(means) * tf.floor(tf.abs(means) + 0.5 + _TIE)
     return Whole(means - x.range.zero, x.range)
+
+
+def _mean(
+    x: Whole, after: Range, axes: int | tuple[int, ...], *, keepdims: bool = True
+) -> tf.Tensor:
+    """Return means in another range: a sum and one product; ties go to the even number."""
+    total = tf.reduce_sum(tf.cast(x.numbers, tf.int32), axes, keepdims=keepdims)
+    shares = tf.size(total, tf.int64) / tf.size(x.numbers, tf.int64)
+    scale = _single(_double(_quotient(x.range.step, after.step)) * _double(_single(shares)))
+    return tf.math.rint(_single(total) * scale)
+
+
+def _statistics(x: Whole) -> Pending:
+    """Return the mean and the maximum over the channels, side by side."""
+    largest = Whole(tf.reduce_max(x.numbers, -1, keepdims=True), x.range)
+    return Pending(lambda after: tf.concat([_mean(x, after, -1), _requantised(largest, after)], -1))
 
 
 def _resized(layer: keras.Layer, x: Whole) -> Whole:

@@ -12,11 +12,13 @@ from tiny import SIZE, drawn, tiny_model
 
 from kseg.fake_quantization import FakeQuantize
 from kseg.integer_arithmetic import Range, Whole, integer_forward, is_rounded
+from kseg.integer_arithmetic import _mean as mean
 from kseg.integer_arithmetic import _pooled as pooled
 from kseg.integer_arithmetic import _requantised as requantised
 from kseg.integer_arithmetic import _resized as resized
 from kseg.integer_arithmetic import _scaled as scaled
 from kseg.integer_arithmetic import _sum_of as total
+from kseg.models.ppliteseg import ChannelStatistics
 from kseg.quantization import quantization_aware
 from kseg.quiet import quiet
 from kseg.upsampling import BilinearResize
@@ -106,7 +108,9 @@ def every_kind(size=SIZE):
     small = layers.Conv2D(12, 3, padding="same", name="deep")(small)
     largest = layers.MaxPooling2D(2, name="largest")(small)
     back = layers.UpSampling2D(4, interpolation="bilinear", name="bilinear")(largest)
-    x = layers.Concatenate(name="concat")([stem, back])
+    other = layers.Conv2DTranspose(6, 4, strides=2, padding="same", name="transposed")(small)
+    both = ChannelStatistics(name="statistics")(stem)
+    x = layers.Concatenate(name="concat")([stem, back, other, both])
     x = layers.Conv2D(5, 1, name="classifier")(x)
     logits = BilinearResize(size[0] + 6, size[1] + 10, name="odd")(x)
     return keras.Model(image, {"logits": logits})
@@ -160,6 +164,13 @@ def test_every_map_is_that_of_the_file(build):
         aware(image[None].astype("float32"), training=True)
     assert is_rounded(aware) and not is_rounded(model)
     assert differing(aware, images) == {}
+
+
+def test_means_of_channels_are_one_sum_and_one_product():
+    """(1 + 2 + 4) / 4 is 1.75; in steps twice as large it is 0.875, and 0.5 goes to 0."""
+    for values, expected in (([0, 1, 2, 4], 1), ([1, 1, 1, 1], 0)):
+        given = Whole(tf.reshape(tf.constant(values, tf.float32), (1, 1, 1, 4)), UNIT)
+        assert numbers(mean(given, steps_of(2.0), -1)) == [expected]
 
 
 def test_the_weights_are_followed():
