@@ -12,6 +12,7 @@ of TensorFlow Lite where XNNPACK has none (`AveragePool`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -230,8 +231,8 @@ def _product_of(a: Whole, b: Whole) -> Pending:
     return Pending(_scaled(total, a.range.step, b.range.step))
 
 
-def _sum_of(a: Whole, b: Whole) -> Pending:
-    """Return a sum of two maps, whose scales have 21 binary places; ties go up."""
+def _sum_of(a: Whole, b: Whole, *, sign: float = 1.0) -> Pending:
+    """Return a sum, or with the sign -1 a difference, in scales of 21 binary places; ties go up."""
 
     def rounded(after: Range) -> tf.Tensor:
         scales = [_quotient(one.range.step, after.step) for one in (a, b)]
@@ -240,14 +241,18 @@ def _sum_of(a: Whole, b: Whole) -> Pending:
         exponent = tf.bitwise.right_shift(tf.bitcast(largest, tf.int32), 23) - 127
         parts = tf.pow(tf.constant(2.0, tf.float64), _double(20 - exponent))
         factors = [tf.math.rint(_double(scale) * parts) for scale in scales]
-        total = _double(a.numbers) * factors[0] + _double(b.numbers) * factors[1]
+        total = _double(a.numbers) * factors[0] + sign * _double(b.numbers) * factors[1]
         return _single(tf.floor(total / parts + 0.5))
 
     return Pending(rounded)
 
 
 # How two maps become one.
-_OF_TWO = {layers.Add: _sum_of, layers.Multiply: _product_of}
+_OF_TWO = {
+    layers.Add: _sum_of,
+    layers.Subtract: functools.partial(_sum_of, sign=-1.0),
+    layers.Multiply: _product_of,
+}
 
 
 def _scaled(total: tf.Tensor, a: tf.Tensor, b: tf.Tensor) -> Callable[[Range], tf.Tensor]:

@@ -56,6 +56,8 @@ def test_two_maps_are_added_in_steps_of_21_binary_places():
     # Half-way goes up; 0.3 is 314573 / 2 ** 20 there, which is more than it, so that 6.5 does.
     halves = total(whole([1, -1]), whole([1, -1], steps_of(0.5))).rounded(UNIT)
     assert numbers(halves) == [2, -1]
+    less = total(whole([1, -1]), whole([1, -1], steps_of(0.5)), sign=-1.0).rounded(UNIT)
+    assert numbers(less) == [1, 0]
 
 
 @pytest.mark.parametrize(("zero", "expected"), [(0.0, [1, -1, 3]), (-128.0, [0, -1, 2])])
@@ -103,6 +105,7 @@ def every_kind(size=SIZE):
     gate = layers.GlobalAveragePooling2D(keepdims=True, name="squeeze")(x)
     gate = layers.Conv2D(8, 1, activation="relu6", name="gate")(gate)
     gate = layers.Activation("sigmoid", name="sigmoid")(layers.Conv2D(8, 1, name="scores")(gate))
+    x = layers.Subtract(name="less")([x, stem])
     x = layers.Add(name="add")([layers.Multiply(name="gated")([x, gate]), stem])
     small = layers.AveragePooling2D(2, name="halved")(layers.ReLU(name="add_relu")(x))
     small = layers.Conv2D(12, 3, padding="same", name="deep")(small)
