@@ -192,7 +192,7 @@ def test_nets_of_the_registry_convert_without_float(name, tmp_path):
         quantisation_aware=lambda: rounded,
         demands=QUICK,
     )
-    assert one.agreement >= 99.5
+    assert one.agreement == 100  # of all labels: the maps are the same whole numbers
     assert one.notes == ("labels are compared with its own Keras model, mIoU with the float one",)
 
 
