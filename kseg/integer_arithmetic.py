@@ -13,6 +13,7 @@ of TensorFlow Lite where XNNPACK has none (`AveragePool`).
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +23,12 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from kseg.fake_quantization import FakeQuantize, Folded, QuantizedProduct
+from kseg.fake_quantization import (
+    FakeQuantize,
+    Folded,
+    QuantizedConv2DTranspose,
+    QuantizedProduct,
+)
 from kseg.models.ppliteseg import ChannelStatistics
 from kseg.quantization import MOVING
 from kseg.unpooling_forms import Corners
@@ -61,34 +67,38 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A map as whole numbers, counted from zero.
-
-    Attributes:
-        numbers: (B, H, W, C) float32 without fractions; the value is `numbers * range.step`.
-        range: what they stand for.
-    """
-
-    numbers: tf.Tensor
-    range: Range
-
-    @property
-    def value(self) -> tf.Tensor:
-        """The map as the float model has it."""
-        return self.numbers * self.range.step
-
-
-@dataclass(frozen=True)
 class Pending:
     """A result that is rounded only once the range behind it is known.
 
     Attributes:
         rounded: from that range to whole numbers, not yet within its ends.
         ends: smallest and largest value that an activation lets through.
+        at_once: whether a file that needs it in another range has it rounded to that one alone.
     """
 
     rounded: Callable[[Range], tf.Tensor]
     ends: tuple[float, float] = (-np.inf, np.inf)
+    at_once: bool = True
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A map as whole numbers, counted from zero.
+
+    Attributes:
+        numbers: (B, H, W, C) float32 without fractions; the value is `numbers * range.step`.
+        range: what they stand for.
+        source: what they were rounded from, if the file may round that to another range instead.
+    """
+
+    numbers: tf.Tensor
+    range: Range
+    source: Pending | tf.Tensor | None = None
+
+    @property
+    def value(self) -> tf.Tensor:
+        """The map as the float model has it."""
+        return self.numbers * self.range.step
 
 
 def is_rounded(model: keras.Model) -> bool:
@@ -111,6 +121,8 @@ def integer_forward(model: keras.Model) -> Callable[[tf.Tensor], Any]:
         for depth in sorted(model._nodes_by_depth)[::-1]
         for node in model._nodes_by_depth[depth]
     ]
+    taken = [one for node in nodes for one in node.input_tensors]
+    readers = Counter(map(id, (*taken, *keras.tree.flatten(model.output))))
 
     def forward(image: tf.Tensor) -> Any:  # noqa: ANN401
         found: dict[int, Any] = {id(model.inputs[0]): image}
@@ -123,10 +135,17 @@ def integer_forward(model: keras.Model) -> Callable[[tf.Tensor], Any]:
                 args = keras.tree.map_structure(known, node.arguments.args)
                 kwargs = keras.tree.map_structure(known, node.arguments.kwargs)
                 results = keras.tree.flatten(_computed(node.operation, args, kwargs))
-                found |= zip(map(id, node.outputs), results, strict=True)
+                for tensor, result in zip(node.outputs, results, strict=True):
+                    alone = readers[id(tensor)] == 1
+                    found[id(tensor)] = result if alone else _settled(result)
         return keras.tree.map_structure(lambda one: _value(found[id(one)]), model.output)
 
     return forward
+
+
+def _settled(result: Any) -> Any:  # noqa: ANN401
+    """Return a map that keeps the range it has, since several layers read it."""
+    return replace(result, source=None) if isinstance(result, Whole) else result
 
 
 def _computed(layer: keras.Layer, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
@@ -157,7 +176,9 @@ def _computed(layer: keras.Layer, args: Any, kwargs: Any) -> Any:  # noqa: ANN40
             return _statistics(first)
     if isinstance(first, list) and all(isinstance(one, Whole) for one in first):
         if isinstance(layer, layers.Concatenate):
-            return Pending(lambda after: layer([_requantised(one, after) for one in first]))
+            return Pending(
+                lambda after: layer([_requantised(one, after) for one in first]), at_once=False
+            )
         if type(layer) in _OF_TWO and len(first) == 2:
             return _OF_TWO[type(layer)](*first)
     args, kwargs = keras.tree.map_structure(_value, (args, kwargs))
@@ -201,14 +222,21 @@ def _value(one: Any) -> Any:  # noqa: ANN401
 def _rounded(quantizer: FakeQuantize, found: Any) -> Whole:  # noqa: ANN401
     """Return a map as the whole numbers of a range."""
     after = Range.of(quantizer)
-    low, high = LOWEST - after.zero, HIGHEST - after.zero
     if isinstance(found, Pending):
-        numbers = found.rounded(after)
-        bottom, top = (tf.math.rint(end / after.step) for end in found.ends)
-        numbers = tf.clip_by_value(numbers, tf.maximum(low, bottom), tf.minimum(high, top))
-        return Whole(numbers, after)
-    numbers = tf.math.rint(quantizer(_value(found), training=False, follow=False) / after.step)
-    return Whole(tf.clip_by_value(numbers, low, high), after)
+        return Whole(_within(found, after), after, found if found.at_once else None)
+    if isinstance(found, Whole):  # by what moves or averages values, in the range that they had
+        return Whole(_within(found.value, after), after)
+    # LiteRT prescribes the ranges of some operators, so that these cannot have another one.
+    return Whole(_within(found, after), after, found if quantizer.fixed is None else None)
+
+
+def _within(found: Pending | tf.Tensor, after: Range) -> tf.Tensor:
+    """Return the whole numbers of a range."""
+    low, high = LOWEST - after.zero, HIGHEST - after.zero
+    if not isinstance(found, Pending):
+        return tf.clip_by_value(tf.math.rint(found / after.step), low, high)
+    bottom, top = (tf.math.rint(end / after.step) for end in found.ends)
+    return tf.clip_by_value(found.rounded(after), tf.maximum(low, bottom), tf.minimum(high, top))
 
 
 def _convolved(layer: Folded, x: Whole) -> Pending:
@@ -216,7 +244,9 @@ def _convolved(layer: Folded, x: Whole) -> Pending:
     kernel, steps, bias = layer.whole_numbers(x.range.exact_step)
     total = tf.cast(layer.convolved(x.numbers, kernel), tf.int32)
     total = total if bias is None else total + tf.cast(bias, tf.int32)
-    return Pending(_scaled(total, x.range.step, _single(steps)), _ENDS[layer.activation])
+    # Pixels are moved behind a transposed one, in the range that it has.
+    at_once = not isinstance(layer, QuantizedConv2DTranspose)
+    return Pending(_scaled(total, x.range.step, _single(steps)), _ENDS[layer.activation], at_once)
 
 
 def _multiplied(layer: QuantizedProduct, x: Whole) -> Pending:
@@ -298,7 +328,11 @@ def _mean(
 def _statistics(x: Whole) -> Pending:
     """Return the mean and the maximum over the channels, side by side."""
     largest = Whole(tf.reduce_max(x.numbers, -1, keepdims=True), x.range)
-    return Pending(lambda after: tf.concat([_mean(x, after, -1), _requantised(largest, after)], -1))
+
+    def rounded(after: Range) -> tf.Tensor:
+        return tf.concat([_mean(x, after, -1), _requantised(largest, after)], -1)
+
+    return Pending(rounded, at_once=False)
 
 
 def _resized(layer: keras.Layer, x: Whole) -> Whole:
@@ -325,7 +359,9 @@ def _tents(old: int, new: int) -> np.ndarray:
 
 
 def _requantised(x: Whole, after: Range) -> tf.Tensor:
-    """Return whole numbers of another range, by a factor of eight binary places."""
+    """Return whole numbers of another range: rounded to it at once, else by 256ths."""
+    if x.source is not None:
+        return _within(x.source, after)
     factor = tf.math.rint(256.0 * x.range.step / after.step)
     numbers = tf.floor((x.numbers * factor + 128.0) / 256.0)
     return tf.clip_by_value(numbers, LOWEST - after.zero, HIGHEST - after.zero)
