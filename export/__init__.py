@@ -14,7 +14,7 @@ from rich.console import Console
 
 from kseg.artifact import Artifact, artifact_table
 from kseg.config import ExportConfig, TrainConfig, VerifyConfig, quantize_aware_config
-from kseg.errors import UserError
+from kseg.errors import Failure, UserError
 from kseg.inference import Predictor, load
 from kseg.runs import Run, newest
 
@@ -107,9 +107,10 @@ def verify_file(config: VerifyConfig) -> list[Artifact]:
 
     Raises:
         UserError: if the file, the run or its data cannot be used.
+        Failure: if the file cannot be opened because its scales contradict each other.
     """
     _check_numbers(config)
-    file = load(config.file)
+    file = _opened(config)
     reference = _plain(load(config.against, eval_size=file.size, last=config.last))
     from kseg.data.dataset import open_dataset
 
@@ -117,10 +118,41 @@ def verify_file(config: VerifyConfig) -> list[Artifact]:
 
     if reference.model is None:
         raise UserError(f"{config.against} is no Keras model; name a run or a .keras file")
+    if file.model is not None and config.feed != "bytes":
+        raise UserError(f"--feed {config.feed} is for files of other formats than .keras")
     spec = config.data or _spec(config.against, reference)
     return verify_model(
-        file, reference, open_dataset(spec), folder=config.out, demands=_demands(config)
+        file,
+        reference,
+        open_dataset(spec),
+        folder=config.out,
+        demands=_demands(config),
+        fed_as=config.feed,
     )
+
+
+def _opened(config: VerifyConfig) -> Predictor:
+    """Open the file; say what is wrong with its scales where LiteRT refuses it for them."""
+    try:
+        return load(config.file, fed_as=config.feed)
+    except UserError:
+        if config.file.suffix != ".tflite" or not config.file.is_file():
+            raise
+        contradiction = _contradiction(config.file)
+        if contradiction is None:
+            raise
+    raise Failure(f"rejected: {config.file} cannot be opened: {contradiction}")
+
+
+def _contradiction(path: Path) -> str | None:
+    """Return what is wrong with the scales of a `.tflite` file, where it can be read at all."""
+    from .faults import structural_faults
+    from .operators import read_network
+
+    try:
+        return next((one.sentence for one in structural_faults(read_network(path))), None)
+    except UserError:
+        return None
 
 
 def _plain(predictor: Predictor) -> Predictor:

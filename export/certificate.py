@@ -7,6 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .page import certificate_page
 from .verify import Proof, Structure, percentiles
 
 WITNESSES = ("tensorflow", "keras", "ai-edge-litert", "numpy")
+ONNX_WITNESSES = ("onnx", "tf2onnx", "onnxruntime")  # an extra: not everyone has them
 
 
 def certificate(
@@ -66,6 +68,9 @@ def certificate(
 def versions() -> dict[str, str]:
     """Return the versions of what took part."""
     found = {name: metadata.version(name) for name in WITNESSES}
+    for name in ONNX_WITNESSES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found | {"kseg": VERSION, "python": platform.python_version()}
 
 
@@ -98,6 +103,7 @@ def _facts(proof: Proof, classes: Sequence[str]) -> dict[str, Any]:
         "sha256": one.sha256,
         "inputs": dict(one.inputs),
         "outputs": dict(one.outputs),
+        "fed_as": one.fed_as,
         "accepted": one.accepted,
         "reasons": list(one.reasons),
         "faults": [vars(fault) for fault in proof.faults],

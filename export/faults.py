@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kseg.config import Feed
+
 from .layerwise import kernel_differences, layer_noise
 from .operators import Network, Operator
 
@@ -79,7 +81,7 @@ def _scale_fault(network: Network, operator: Operator) -> Fault | None:
     Source: "LiteRT 8-bit quantization specification": a bias has the scale of the input times
     that of the kernel, and what only moves values has one scale on both sides.
     """
-    if operator.name in _SAME_SCALE:
+    if operator.name in _SAME_SCALE or _is_edge(network, operator):
         return _unequal(network, operator)
     place = _BIASED.get(operator.name)
     if place is None or len(operator.inputs) <= max(place) or operator.inputs[place[2]] < 0:
@@ -101,16 +103,29 @@ def _scale_fault(network: Network, operator: Operator) -> Fault | None:
     )
 
 
+def _is_edge(network: Network, operator: Operator) -> bool:
+    """Tell whether an operator gives the image or the result, in bytes, another sign alone."""
+    tensors = [network.tensors[index] for index in (*operator.inputs, *operator.outputs)]
+    return (
+        operator.name == "QUANTIZE"
+        and all(tensor.dtype in ("int8", "uint8") for tensor in tensors)
+        and (operator.inputs[0] in network.inputs or operator.outputs[0] in network.outputs)
+    )
+
+
 def _unequal(network: Network, operator: Operator) -> Fault | None:
-    tensors = [network.tensors[index] for index in (operator.inputs[0], operator.outputs[0])]
-    if not all(len(tensor.scales) == 1 for tensor in tensors):
-        return None
-    before, after = (tensor.scales[0] for tensor in tensors)
-    if abs(after / before - 1) < TOLERANCE:
-        return None
-    where = f"operator {operator.index}, {operator.name} ({tensors[1].name})"
-    text = f"{where}, keeps its values, yet its scale goes from {before:.4g} to {after:.4g}"
-    return Fault("scale", text)
+    result = network.tensors[operator.outputs[0]]
+    # All that is joined has the result's scale; of other operators, only the first is data.
+    joined = operator.inputs if operator.name == "CONCATENATION" else operator.inputs[:1]
+    for tensor in (network.tensors[index] for index in joined):
+        if not len(tensor.scales) == len(result.scales) == 1:
+            continue
+        before, after = tensor.scales[0], result.scales[0]
+        if abs(after / before - 1) >= TOLERANCE:
+            where = f"operator {operator.index}, {operator.name} ({result.name})"
+            text = f"{where}, keeps its values, yet its scale goes from {before:.4g} to {after:.4g}"
+            return Fault("scale", text)
+    return None
 
 
 def nearest_fault(network: Network, twin: Network) -> Fault | None:
@@ -154,18 +169,26 @@ def kernel_fault(path: Path, float_path: Path) -> Fault | None:
     return None
 
 
-def departure(path: Path, float_path: Path, images: Sequence[np.ndarray]) -> Fault | None:
+def departure(
+    path: Path, float_path: Path, images: Sequence[np.ndarray], *, fed_as: Feed = "bytes"
+) -> Fault | None:
     """Return where a quantised file departs from its float twin.
 
     Args:
         path: the quantised `.tflite` file.
         float_path: a float one of the same model.
         images: uint8 (H, W, 3).
+        fed_as: the form of the images that the quantised file is given.
     """
     wrong = kernel_fault(path, float_path)
     if wrong is not None:
         return wrong
-    noises = layer_noise(path, float_path, images)
+    try:
+        noises = layer_noise(path, float_path, images, fed_as=fed_as)
+    except RuntimeError as error:
+        # XNNPACK runs on where LiteRT's own kernels refuse, as of variables that were never set.
+        reason = str(error).strip().splitlines()[0]
+        return Fault("result", f"the file does not run without XNNPACK: {reason}")
     if not noises:
         return None
     worst = max(noises, key=lambda one: one.lost)

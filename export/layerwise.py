@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from kseg.config import Feed
 from kseg.quiet import quiet
 from kseg.runtimes import set_image
 
@@ -46,7 +47,9 @@ class Noise:
         return max(10 ** (-self.decibels / 10) - earlier, 0.0)
 
 
-def layer_noise(path: Path, float_path: Path, images: Sequence[np.ndarray]) -> list[Noise]:
+def layer_noise(
+    path: Path, float_path: Path, images: Sequence[np.ndarray], *, fed_as: Feed = "bytes"
+) -> list[Noise]:
     """Compare two files of one model on images, operator by operator.
 
     Results are found in both by their names, which the converter keeps; those that only one
@@ -56,6 +59,7 @@ def layer_noise(path: Path, float_path: Path, images: Sequence[np.ndarray]) -> l
         path: the quantised file.
         float_path: the float file.
         images: uint8 (H, W, 3).
+        fed_as: the form of the images that the quantised file is given.
 
     Returns:
         One entry an operator that both have, in the order of the file.
@@ -65,7 +69,7 @@ def layer_noise(path: Path, float_path: Path, images: Sequence[np.ndarray]) -> l
     names = _shared(ours, theirs, network)
     sums = {name: np.zeros(3) for name in names}  # signal, noise, share clipped
     for image in images:
-        for name, value, wanted in _results(ours, theirs, names, image):
+        for name, value, wanted in _results(ours, theirs, names, image, fed_as):
             power, error = np.sum(wanted**2), np.sum((value - wanted) ** 2)
             sums[name] += power, error, _clipped(network, names[name][0], wanted)
     return list(_noises(network, names, sums, count=len(images)))
@@ -170,11 +174,15 @@ def _shared(ours: Interpreter, theirs: Interpreter, network: Network) -> dict[st
 
 
 def _results(
-    ours: Interpreter, theirs: Interpreter, names: dict[str, tuple[int, int]], image: np.ndarray
+    ours: Interpreter,
+    theirs: Interpreter,
+    names: dict[str, tuple[int, int]],
+    image: np.ndarray,
+    fed_as: Feed,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Give name, value and float value of each result on an image."""
-    for interpreter in (ours, theirs):
-        set_image(interpreter, image)
+    for interpreter, form in ((ours, fed_as), (theirs, "bytes")):
+        set_image(interpreter, image, fed_as=form)
         interpreter.invoke()
     details = {tensor["index"]: tensor for tensor in ours.get_tensor_details()}
     for name, (mine, other) in names.items():

@@ -14,10 +14,11 @@ import numpy as np
 from kseg import runtimes
 from kseg.artifact import Artifact, floored
 from kseg.inference import Predictor, feed, load
+from kseg.runtimes import FED
 
 from . import tflite
 from .arena import arena_bytes
-from .behaviour import behavioural_faults, probes
+from .behaviour import behavioural_faults, bilinear_resizes, probes
 from .comparison import Counts, View, agreements, count, scores, shift, stacked
 from .faults import Fault, departure, kernel_fault, nearest_fault, structural_faults
 from .interface import Interface
@@ -30,9 +31,16 @@ SHOWN = 4  # images on which a file differs most, that are kept to be looked at
 FARTHEST_SHIFT = 0.25  # pixels; rounding has no direction, so that it stays far below
 # Agreement below which a fault is looked for, per cent: rounding alone explains what is above.
 SUSPICIOUS, SUSPICIOUS_FLOAT = 98.0, 99.9
+RIGHT = 95.0  # per cent of labels, at which a file is right if fed otherwise
 FOUND, LOST = 5.0, 0.5  # IoU of the model, per cent, and the share of it that a file must keep
 FLOAT_VARIANTS = ("float32", "float16")
 SECONDS = 20.0
+_FORMS = {
+    "bytes": "images of 0..255",
+    "unit": "images of 0..1",
+    "signed": "images of -1..1",
+    "imagenet": "images less ImageNet's mean, by its deviation",
+}
 
 
 @dataclass(frozen=True)
@@ -174,10 +182,11 @@ class _Tally:
             milliseconds=1000 * float(np.median(times)) if times else None,
             outside=None if structure is None else structure.operators["LiteRT"],
             notes=_notes(found, structure, reference),
+            # What is wrong comes before what it does.
             reasons=(
+                *(fault.sentence for fault in faults),
                 *_too_different(found),
                 *_lost_classes(counts, reference.classes),
-                *(fault.sentence for fault in faults),
             ),
         )
         return Proof(found, counts, tuple(self.worst), times, tuple(faults), structure)
@@ -200,9 +209,9 @@ def _lost_classes(counts: Counts, classes: Sequence[str]) -> Iterator[str]:
 
 def _open(one: Artifact) -> Predictor:
     """Open a file as a client would, on one thread; of a SavedModel, its default signature."""
-    file = load(one.path, threads=1)
+    file = load(one.path, threads=1, fed_as=one.fed_as)
     if one.target == "saved_model":
-        served = runtimes.open_saved_model(one.path, signature="serving_default")
+        served = runtimes.open_saved_model(one.path, signature="serving_default", fed_as=one.fed_as)
         return replace(file, runtime=served)
     return file
 
@@ -216,14 +225,42 @@ def _faults(
     moved = max(map(abs, shift(counts))) >= FARTHEST_SHIFT
     if one.agreement >= limit and not moved:
         return found
+    if not np.isfinite(file.forward(worst[0].view.pixels)).all():
+        return [*found, Fault("result", "it gives values that are no numbers (NaN or infinity)")]
+    otherwise = _other_feed(one, worst)
+    if otherwise is not None:
+        return [*found, otherwise]
     seen = probes(file, [image.view for image in worst])
-    # The operators of a `.tflite` file tell themselves how they resize.
-    behaves = behavioural_faults(reference.model, seen, resizes=one.target != "tflite")
+    hidden = one.target != "tflite" or _hides_resizes(one.path, reference)
+    behaves = behavioural_faults(reference.model, seen, resizes=hidden)
     if behaves:
         return [*found, *behaves]
     if not found and one.target == "tflite" and one.agreement < one.min_agreement:
-        return _departures(one.path, reference, [image.pixels for image in seen])
+        return _departures(one, reference, [image.pixels for image in seen])
     return found
+
+
+def _hides_resizes(path: Path, reference: Predictor) -> bool:
+    """Tell whether a file enlarges maps by other operators than those that tell how they do it."""
+    shown = [one for one in read_network(path).operators if one.name == "RESIZE_BILINEAR"]
+    return len(shown) < bilinear_resizes(reference.model)
+
+
+def _other_feed(one: Artifact, worst: Sequence[Worst]) -> Fault | None:
+    """Return the fault of a file that is right if its images come in another form."""
+    for form in FED:
+        if form == one.fed_as:
+            continue
+        file = _open(replace(one, fed_as=form))
+        labels = [file.labels(file.forward(w.view.pixels), w.labels.shape) for w in worst]
+        equal = [100 * np.mean(a == w.view.labels) for a, w in zip(labels, worst, strict=True)]
+        if np.mean(equal) >= max(one.min_agreement, RIGHT):
+            text = (
+                f"wrong normalisation: the file takes {_FORMS[form]}, and was given "
+                f"{_FORMS[one.fed_as]} (where clients give it the former, say so: --feed {form})"
+            )
+            return Fault("normalisation", text, float(np.mean(equal)))
+    return None
 
 
 def faults_beside_twin(path: Path, reference: Predictor) -> list[Fault]:
@@ -246,10 +283,11 @@ def _float_twin(reference: Predictor, folder: Path) -> Path:
     return twin
 
 
-def _departures(path: Path, reference: Predictor, images: Sequence[np.ndarray]) -> list[Fault]:
+def _departures(one: Artifact, reference: Predictor, images: Sequence[np.ndarray]) -> list[Fault]:
     """Return where a file departs from a float one that is made for this."""
     with tempfile.TemporaryDirectory() as folder:
-        fault = departure(path, _float_twin(reference, Path(folder)), images)
+        twin = _float_twin(reference, Path(folder))
+        fault = departure(one.path, twin, images, fed_as=one.fed_as)
     return [] if fault is None else [fault]
 
 

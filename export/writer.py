@@ -18,6 +18,7 @@ from rich.console import Console
 
 from kseg import card as cards
 from kseg.artifact import REJECTED, Artifact
+from kseg.config import Feed
 from kseg.data.dataset import Dataset
 from kseg.errors import UserError
 from kseg.files import replacing
@@ -101,6 +102,7 @@ def verify_model(
     *,
     folder: Path | None = None,
     demands: Demands = DEFAULT_DEMANDS,
+    fed_as: Feed = "bytes",
 ) -> list[Artifact]:
     """Compare a model file of any origin with a Keras model, and certify what was found.
 
@@ -110,6 +112,7 @@ def verify_model(
         dataset: gives validation images.
         folder: where NAME.certificate.json and .html go; beside the file by default.
         demands: what the file must reach.
+        fed_as: the form of the images that clients give the file.
 
     Returns:
         The file as an artifact.
@@ -122,6 +125,7 @@ def verify_model(
         )
     target = _target(file.path)
     one = measured(file.path, target, _variant(file.path, target), demands.min_agreement)
+    one = replace(one, fed_as=fed_as)
     seen = views(reference, dataset, limit=demands.verify_images)
     (proof,) = prove(reference, [one], seen, seconds=demands.seconds)
     # What explains the whole file comes before what it does to single kernels.

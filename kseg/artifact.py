@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from kseg.config import Feed
 
 REJECTED = ".rejected"
 
@@ -31,6 +34,7 @@ class Artifact:
         miou: mean IoU of the file at the labels' own size, as a fraction.
         keras_miou: the same of the Keras model on the same images.
         images: how many images its proof used.
+        fed_as: the form of the images that it was given, "bytes" of 0..255 if not normalised.
         milliseconds: median time of one image on one thread; None where it was not measured.
         outside: operators that XNNPACK does not run, with their count; None where this has no
             meaning.
@@ -51,6 +55,7 @@ class Artifact:
     miou: float
     keras_miou: float
     images: int
+    fed_as: Feed = "bytes"
     milliseconds: float | None = None
     outside: Mapping[str, int] | None = None
     notes: tuple[str, ...] = ()

@@ -43,6 +43,7 @@ Quantization = Literal["float16", "dynamic", "int8", "int16x8", "qat"]
 Input = Literal["uint8", "float"]
 Output = Literal["classes", "logits", "probabilities"]
 Layout = Literal["nhwc", "nchw"]
+Feed = Literal["bytes", "unit", "signed", "imagenet"]
 
 
 @dataclass(frozen=True)
@@ -282,6 +283,9 @@ class VerifyConfig:
     """.tflite, .onnx or SavedModel."""
     against: Annotated[Path, arg(metavar="RUN|FILE.keras")]
     """What the file must behave like."""
+    feed: Feed = "bytes"
+    """Images that clients give the file: of 0..255, 0..1, -1..1, or less ImageNet's mean and by its
+    deviation."""
     data: Text = None
     """Data set of the proof. Default: the one the run was trained on."""
     min_agreement: Annotated[float | None, arg(metavar="PERCENT", help_behavior_hint="")] = None

@@ -24,6 +24,8 @@ from kseg.runs import Run
 if TYPE_CHECKING:
     import keras
 
+    from kseg.config import Feed
+
 TAKEN = "a run folder, a .keras file, a .tflite file, an .onnx file or a SavedModel folder"
 
 
@@ -252,6 +254,7 @@ def load(
     eval_size: tuple[int, int] | None = None,
     last: bool = False,
     threads: int | None = None,
+    fed_as: Feed = "bytes",
 ) -> Predictor:
     """Open a trained model.
 
@@ -261,13 +264,14 @@ def load(
             weights, the other formats have the one size they were exported for.
         last: of a run, take last.keras instead of best.keras.
         threads: processor threads of a .tflite or .onnx file.
+        fed_as: the form of the images that clients give another program's file.
 
     Raises:
         UserError: if there is no such file, it is no model, it is damaged, or it cannot take the
             size.
     """
     path = Path(path)
-    found, opener = _find(path, last=last, threads=threads)
+    found, opener = _find(path, last=last, threads=threads, fed_as=fed_as)
     card, runtime = cards.read(found), opener(found)
     if card is not None and card.output == "probabilities":
         runtime = _as_logits(runtime)
@@ -297,7 +301,7 @@ def pixels_of(image: np.ndarray | Path | str) -> np.ndarray:
 
 
 def _find(
-    path: Path, *, last: bool, threads: int | None
+    path: Path, *, last: bool, threads: int | None, fed_as: Feed
 ) -> tuple[Path, Callable[[Path], runtimes.Runtime]]:
     """Return the file that `path` stands for and what opens it."""
     if not path.exists():
@@ -307,14 +311,14 @@ def _find(
     if path.suffix == ".keras":
         return path, _open_keras
     if path.suffix == ".tflite":
-        return path, lambda found: runtimes.open_tflite(found, threads=threads)
+        return path, lambda found: runtimes.open_tflite(found, threads=threads, fed_as=fed_as)
     if path.suffix == ".onnx":
-        return path, lambda found: runtimes.open_onnx(found, threads=threads)
+        return path, lambda found: runtimes.open_onnx(found, threads=threads, fed_as=fed_as)
     refuse_checkpoint(path)
     folder = _saved_model(path)
     if folder is None:
         raise UserError(f"{path} is no model that kseg can open; expected {TAKEN}")
-    return folder, runtimes.open_saved_model
+    return folder, lambda found: runtimes.open_saved_model(found, fed_as=fed_as)
 
 
 def _open_keras(path: Path) -> runtimes.Runtime:

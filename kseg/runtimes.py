@@ -6,6 +6,7 @@ No runtime is imported before its format is met, so that a `.tflite` never waits
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,18 @@ if TYPE_CHECKING:
     import keras
     from ai_edge_litert.interpreter import Interpreter
 
+    from kseg.config import Feed
+
 Output = Literal["logits", "classes"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What clients give a file for an image of 0..255.
+FED: Mapping[Feed, Callable[[np.ndarray], np.ndarray]] = {
+    "bytes": lambda image: image,
+    "unit": lambda image: image / 255,
+    "signed": lambda image: image / 127.5 - 1,
+    "imagenet": lambda image: (image / 255 - IMAGENET_MEAN) / IMAGENET_STD,
+}
 
 
 @dataclass(frozen=True)
@@ -124,16 +136,17 @@ def logits_of(result: Any) -> Any:  # noqa: ANN401  (a tensor of any backend)
     return result["logits"] if isinstance(result, dict) else result
 
 
-def open_tflite(path: Path, *, threads: int | None = None) -> Runtime:
+def open_tflite(path: Path, *, threads: int | None = None, fed_as: Feed = "bytes") -> Runtime:
     """Open a `.tflite` file with LiteRT.
 
-    Float inputs are fed 0..255. Quantised inputs are fed the image's own bytes (less 128 where
+    Float inputs are fed 0..255. Inputs of quantised bytes are fed the image's own (less 128 where
     they are signed): an input that was calibrated on normalised images takes them in that form.
 
     Args:
         path: the file; it need not be written by kseg. Images are (1, H, W, 3) or (1, 3, H, W), and
-            logits accordingly.
+            logits, too.
         threads: processor threads; None takes up to four.
+        fed_as: the form of the images that clients give it.
 
     Raises:
         UserError: if the file is damaged or is no network from one image to a map.
@@ -143,25 +156,28 @@ def open_tflite(path: Path, *, threads: int | None = None) -> Runtime:
     result = interpreter.get_output_details()[0]
     if others:
         raise UserError(f"{path} takes {1 + len(others)} inputs; kseg takes files with one image")
-    first = _is_channels_first(image["shape"])
-    given = _channels_last(result["shape"], first)
-    output, num_classes = _kind(path, given, result["dtype"])
+    # Axes that may change are 1 in "shape", and -1 in the signature.
+    signature = image.get("shape_signature", image["shape"])
+    free = [None if d < 0 else int(d) for d in signature]
+    taken = _channels_last(free, _is_channels_first(image["shape"]))
+    first = _gives_channels_first(result["shape"], image["shape"])
+    output, num_classes = _kind(path, _channels_last(result["shape"], first), result["dtype"])
 
     def forward(pixels: np.ndarray) -> np.ndarray:
-        set_image(interpreter, pixels)
+        set_image(interpreter, pixels, fed_as=fed_as)
         try:
             interpreter.invoke()
         except RuntimeError as error:
             raise _damaged(path, error, "run") from error
         raw = interpreter.get_tensor(result["index"])
         if output == "classes":
-            return _as_ids(raw)
+            return _as_ids(raw, first)
         return _dequantised(_turned_back(raw[0], first), result["quantization"])
 
     inputs, outputs = _signature_names(interpreter)
     return Runtime(
         forward=forward,
-        size=_image_size(path, _channels_last(image["shape"], first)),
+        size=_image_size(path, taken),
         output=output,
         num_classes=num_classes,
         inputs={inputs: _typed(image["dtype"], image["shape"])},
@@ -169,19 +185,25 @@ def open_tflite(path: Path, *, threads: int | None = None) -> Runtime:
     )
 
 
-def set_image(interpreter: Interpreter, pixels: np.ndarray) -> None:
+def set_image(interpreter: Interpreter, pixels: np.ndarray, *, fed_as: Feed = "bytes") -> None:
     """Give a LiteRT interpreter an image uint8 (H, W, 3), in the form that its input has."""
     image = interpreter.get_input_details()[0]
-    fed = _turned(pixels, _is_channels_first(image["shape"]))
-    interpreter.set_tensor(image["index"], _bytes_as(fed, image["dtype"])[None])
+    dtype = image["dtype"]
+    if fed_as == "bytes" and np.dtype(dtype).itemsize == 1:
+        fed = _bytes_as(pixels, dtype)
+    else:
+        fed = _quantised(FED[fed_as](pixels.astype("float32")), image["quantization"], dtype)
+    fed = _turned(fed, _is_channels_first(image["shape"]))
+    interpreter.set_tensor(image["index"], fed[None])
 
 
-def open_onnx(path: Path, *, threads: int | None = None) -> Runtime:
+def open_onnx(path: Path, *, threads: int | None = None, fed_as: Feed = "bytes") -> Runtime:
     """Open an ONNX file with onnxruntime.
 
     Args:
-        path: the file; images are (B, H, W, 3) or (B, 3, H, W), and results accordingly.
+        path: the file; images are (B, H, W, 3) or (B, 3, H, W), and results, too.
         threads: processor threads; None takes up to four.
+        fed_as: the form of the images that clients give it.
 
     Raises:
         UserError: if onnxruntime is missing, the file is damaged, or it is no network from one
@@ -192,17 +214,21 @@ def open_onnx(path: Path, *, threads: int | None = None) -> Runtime:
     result = session.get_outputs()[0]
     if others:
         raise UserError(f"{path} takes {1 + len(others)} inputs; kseg takes files with one image")
-    first = _is_channels_first(image.shape)
-    taken, given = _channels_last(image.shape, first), _channels_last(result.shape, first)
+    taken = _channels_last(image.shape, _is_channels_first(image.shape))
+    first = _gives_channels_first(result.shape, image.shape)
+    given = _channels_last(result.shape, first)
     dtypes = [np.dtype(_ONNX_TYPES.get(one.type, "object")) for one in (image, result)]
     output, num_classes = _kind(path, given, dtypes[1].type)
 
     def forward(pixels: np.ndarray) -> np.ndarray:
-        fed = _turned(pixels, first)[None].astype(dtypes[0])
-        raw = session.run([result.name], {image.name: fed})[0]
-        return (
-            _as_ids(raw) if output == "classes" else _turned_back(raw[0], first).astype("float32")
-        )
+        fed = _turned(FED[fed_as](pixels), _is_channels_first(image.shape))
+        try:
+            raw = session.run([result.name], {image.name: fed[None].astype(dtypes[0])})[0]
+        except Exception as error:  # a private type for each kind of damage
+            raise _damaged(path, error, "run") from error
+        if output == "classes":
+            return _as_ids(raw, first)
+        return _turned_back(raw[0], first).astype("float32")
 
     return Runtime(
         forward=forward,
@@ -214,13 +240,16 @@ def open_onnx(path: Path, *, threads: int | None = None) -> Runtime:
     )
 
 
-def open_saved_model(path: Path, *, signature: str | None = None) -> Runtime:
+def open_saved_model(
+    path: Path, *, signature: str | None = None, fed_as: Feed = "bytes"
+) -> Runtime:
     """Open a SavedModel folder with TensorFlow.
 
     Args:
         path: the folder that holds `saved_model.pb`.
         signature: which one to run; by default `logits` where there is one, as kseg writes it,
             else `serving_default`.
+        fed_as: the form of the images that clients give it.
 
     Raises:
         UserError: if the folder is damaged or its signature is not from one image to a map.
@@ -236,7 +265,7 @@ def open_saved_model(path: Path, *, signature: str | None = None) -> Runtime:
     name = signature or ("logits" if "logits" in known else "serving_default")
     if name not in known:
         raise UserError(f"{path} has no signature {name!r} (there are: {', '.join(known)})")
-    return _run_signature(path, loaded, known[name])
+    return _run_signature(path, loaded, known[name], fed_as)
 
 
 def _ready_tensorflow() -> None:
@@ -245,26 +274,30 @@ def _ready_tensorflow() -> None:
         load_tensorflow()
 
 
-def _run_signature(path: Path, loaded: Any, function: Any) -> Runtime:  # noqa: ANN401
+def _run_signature(path: Path, loaded: Any, function: Any, fed_as: Feed) -> Runtime:  # noqa: ANN401
     inputs = function.structured_input_signature[1]
     if len(inputs) != 1:
         raise UserError(f"{path} takes {len(inputs)} inputs; kseg takes files with one image")
     (name, image), (key, result) = *inputs.items(), next(iter(function.structured_outputs.items()))
     shape, dtype = tuple(result.shape), result.dtype.as_numpy_dtype
-    first = _is_channels_first(image.shape)
+    taken_first = _is_channels_first(image.shape)
+    first = _gives_channels_first(shape, image.shape)
     output, num_classes = _kind(path, _channels_last(shape, first), dtype)
 
     def forward(pixels: np.ndarray, _alive: object = loaded) -> np.ndarray:
         # The loaded object owns the variables; the signature alone would lose them.
-        fed = _turned(pixels, first)[None].astype(image.dtype.as_numpy_dtype)
-        raw = function(**{name: fed})[key].numpy()
-        return (
-            _as_ids(raw) if output == "classes" else _turned_back(raw[0], first).astype("float32")
-        )
+        fed = _turned(FED[fed_as](pixels), taken_first)[None].astype(image.dtype.as_numpy_dtype)
+        try:
+            raw = function(**{name: fed})[key].numpy()
+        except Exception as error:  # an operation's own kind of error
+            raise _damaged(path, error, "run") from error
+        if output == "classes":
+            return _as_ids(raw, first)
+        return _turned_back(raw[0], first).astype("float32")
 
     return Runtime(
         forward=forward,
-        size=_image_size(path, _channels_last(image.shape, first)),
+        size=_image_size(path, _channels_last(image.shape, taken_first)),
         output=output,
         num_classes=num_classes,
         inputs={name: _typed(image.dtype.as_numpy_dtype, image.shape)},
@@ -321,6 +354,22 @@ def _is_channels_first(image: Sequence[int | str | None]) -> bool:
     return len(image) == 4 and image[1] == 3 and image[-1] != 3
 
 
+def _gives_channels_first(
+    result: Sequence[int | str | None], image: Sequence[int | str | None]
+) -> bool:
+    """Tell whether a result is (B, C, h, w): whichever two of its axes have the image's shape.
+
+    A converter may turn the image alone; where shapes do not tell, both are of one order.
+    """
+    first = _is_channels_first(image)
+    result, (_, *size, _) = _numbers(result), (*_channels_last(image, first), None, None)[:4]
+    if len(result) != 4 or None in (*result[1:], *size[:2]):
+        return first
+    wanted = math.log(size[0] / size[1])
+    off = [abs(math.log(result[i] / result[i + 1]) - wanted) for i in (1, 2)]
+    return first if abs(off[0] - off[1]) < 0.1 else off[1] < off[0]
+
+
 def _turned(pixels: np.ndarray, first: bool) -> np.ndarray:
     return pixels.transpose(2, 0, 1) if first else pixels
 
@@ -370,6 +419,14 @@ def _bytes_as(pixels: np.ndarray, dtype: type) -> np.ndarray:
     return pixels.astype(dtype, copy=False)
 
 
+def _quantised(values: np.ndarray, quantization: tuple[float, int], dtype: type) -> np.ndarray:
+    scale, zero = quantization
+    if scale == 0:
+        return values.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(values / scale) + zero, limits.min, limits.max).astype(dtype)
+
+
 def _dequantised(raw: np.ndarray, quantization: tuple[float, int]) -> np.ndarray:
     scale, zero = quantization
     if scale == 0:
@@ -377,8 +434,10 @@ def _dequantised(raw: np.ndarray, quantization: tuple[float, int]) -> np.ndarray
     return (raw.astype(np.float32) - zero) * np.float32(scale)
 
 
-def _as_ids(raw: np.ndarray) -> np.ndarray:
-    return raw.reshape(raw.shape[1:3]).astype(np.uint8, copy=False)
+def _as_ids(raw: np.ndarray, first: bool) -> np.ndarray:
+    """Return ids (h, w) of a map (1, h, w), (1, h, w, 1) or (1, 1, h, w)."""
+    ids = raw[0] if raw.ndim == 3 else raw[0].squeeze(0 if first else -1)
+    return ids.astype(np.uint8, copy=False)
 
 
 def _typed(dtype: str | type, shape: Any) -> str:  # noqa: ANN401  (tuple, array or TensorShape)

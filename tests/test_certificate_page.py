@@ -266,6 +266,22 @@ def test_rejected_file_says_so_first():
     assert "Label agreement 94.99 %" in section
 
 
+def test_a_fault_is_told_once_in_each_place():
+    """Its sentence is among the reasons, which are told beside it."""
+    fault = {"name": "scale", "sentence": "a scale is wrong", "agreement": None}
+    html = page_of(accepted=False, reasons=["a scale is wrong", "too few agree"], faults=[fault])
+    text = Page(html).text
+    assert text.count("A scale is wrong.") == 2  # at the top, and in the file's own part
+    assert text.count("Too few agree.") == 2
+    assert "this undone" not in text  # nothing was measured
+
+
+def test_a_long_time_leaves_out_what_nobody_reads():
+    """2154.8 ms broke in the middle of its unit on a telephone of 360 pixels."""
+    html = page_of(latency={"runs": 5, "threads": 1, "milliseconds": {"p50": 2154.8}})
+    assert "2155 ms" in Page(html).text
+
+
 @pytest.mark.parametrize(
     ("interval", "sentence"),
     [

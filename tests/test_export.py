@@ -159,7 +159,15 @@ def test_cards_ride_along(exported):
 def test_manifest_holds_everything(exported):
     folder, artifacts = exported
     manifest = json.loads((folder / "manifest.json").read_text())
-    for name in ("kseg", "tensorflow", "keras", "ai-edge-litert", "python"):
+    for name in (
+        "kseg",
+        "tensorflow",
+        "keras",
+        "ai-edge-litert",
+        "tf2onnx",
+        "onnxruntime",
+        "python",
+    ):
         assert re.match(r"\d+\.\d+", manifest["versions"][name])
     assert [entry["path"] for entry in manifest["files"]] == [one.name for one in artifacts]
     for entry in manifest["files"]:

@@ -14,12 +14,13 @@ from tiny import CARD, QUICK, SIZE, DrawnData, OwnLabels, drawn, samples, tiny_m
 
 from kseg import card as cards
 from kseg.cli import main
-from kseg.export import show, tflite
+from kseg.export import saved_model, show, tflite
 from kseg.export.interface import Interface
 from kseg.export.layerwise import layer_noise
 from kseg.export.writer import verify_model
 from kseg.inference import load
 from kseg.quiet import quiet
+from kseg.upsampling import CornerResize
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,49 @@ def exchanged(x):
     return ops.roll(x, -1, axis=-1)
 
 
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+
+
+def taking(form, path):
+    """Write a file for images that clients normalise, as most programs' own are."""
+    image = keras.Input((*SIZE, 3), batch_size=1)
+    undone = (image + 1) * 127.5 if form == "signed" else (image * STD + MEAN) * 255
+    converter = tf.lite.TFLiteConverter.from_keras_model(
+        keras.Model(image, net()(undone)["logits"])
+    )
+    with quiet():
+        path.write_bytes(converter.convert())
+    return path
+
+
+@pytest.mark.parametrize("form", ["signed", "imagenet"])
+def test_images_that_clients_normalise_are_fed_as_they_do(form, source, tmp_path):
+    path = taking(form, tmp_path / "m.tflite")
+    data = DrawnData()
+    (one,) = verify_model(load(path, fed_as=form), source, data, demands=QUICK, fed_as=form)
+    assert one.accepted, one.reasons
+    facts = json.loads((tmp_path / "m.tflite.certificate.json").read_text())
+    assert facts["files"][0]["fed_as"] == form
+    one, faults = verified(path, source)
+    assert not one.accepted
+    assert f"--feed {form}" in faults["normalisation"]
+    assert one.reasons[0] == faults["normalisation"]  # what is wrong comes first
+
+
+def test_a_file_of_unset_variables_is_named(source, tmp_path):
+    """The converter leaves them so where a concrete function comes with its Keras model."""
+    model = net()
+    graph = tf.function(lambda x: model(x)["logits"])
+    concrete = graph.get_concrete_function(tf.TensorSpec((1, *SIZE, 3)))
+    path = tmp_path / "m.tflite"
+    with quiet():
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
+        path.write_bytes(converter.convert())
+    one, faults = verified(path, source)
+    assert not one.accepted
+    assert faults
+
+
 TWO = {
     "channels and shift": (
         lambda: behind(
@@ -180,7 +224,7 @@ def test_two_faults_at_once_are_both_named(planted, source, tmp_path):
 @pytest.mark.parametrize("variant", ["float32", "int8"])
 def test_a_sound_file_has_no_fault(variant, source, tmp_path):
     one, faults = verified(written(tmp_path, net(), variant), source)
-    assert one.accepted
+    assert one.accepted, one.reasons
     assert faults == {}
     assert path_names(tmp_path) == {
         f"model-{variant}.tflite",
@@ -220,6 +264,54 @@ def test_a_corrupted_scale_is_named(place, source, tmp_path):
     assert not one.accepted
     assert "scale" in faults
     assert "contradict" in faults["scale"]
+
+
+def test_another_scale_at_the_edge_is_named(source, tmp_path):
+    """A QUANTIZE from bytes to signed bytes; what it changes, no result beside it tells."""
+
+    def halve(model, graph):
+        quantise = operators(model, graph, "QUANTIZE")[0]
+        quantization = graph.tensors[quantise.outputs[0]].quantization
+        quantization.scale = np.asarray(quantization.scale) / 2
+
+    _, faults = verified(edited(written(tmp_path, net(), "int8"), halve), source)
+    assert "QUANTIZE" in faults["scale"]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_scale_that_litert_refuses_is_named(place, source, tmp_path, monkeypatch, capsys):
+    """It does not join maps of several scales; the message names no scale."""
+    monkeypatch.setattr("kseg.data.dataset.open_dataset", lambda spec: DrawnData())
+    image = keras.Input((*SIZE, 3))
+    whole = net()
+    sides = [layers.Conv2D(2, 3, padding="same", activation="relu")(image) for _ in range(2)]
+    joined = keras.Model(
+        image, layers.Conv2D(3, 1)(layers.Concatenate()([*sides, whole(image)["logits"]]))
+    )
+
+    def double(model, graph):
+        (join,) = operators(model, graph, "CONCATENATION")
+        quantization = graph.tensors[join.inputs[place]].quantization
+        quantization.scale = np.asarray(quantization.scale) * 2
+
+    path = edited(written(tmp_path, joined, "int8"), double)
+    words = ["--against", str(source.path), "--data", "drawn", "--seconds", "0"]
+    assert main(["verify", str(path), *words]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "CONCATENATION" in told
+    assert "its scale goes from" in told
+
+
+def test_values_that_are_no_numbers_are_named(source, tmp_path):
+    _, faults = verified(written_logits(tmp_path, lambda x: x * np.float32("nan")), source)
+    assert "NaN" in faults["result"]
+
+
+def written_logits(folder, change):
+    path, model = folder / "m.tflite", behind(net(), change)
+    interface = Interface(output="logits")
+    tflite.write(model, path, variant="float32", interface=interface, samples=samples)
+    return path
 
 
 def test_another_kernel_is_named(source, tmp_path):
@@ -302,11 +394,8 @@ def test_nearest_in_place_of_bilinear_is_named(variant, source, tmp_path):
     assert "takes the nearest pixel" in faults["resize"]
 
 
-def test_align_corners_is_named_by_what_a_file_does(source, tmp_path):
-    """A SavedModel does not tell how it resizes."""
-    from kseg.export import saved_model
-    from kseg.upsampling import CornerResize
-
+def aligned():
+    """Return the net with torch's align_corners in place of half-pixel centres."""
     model = net()
 
     def clone(layer):
@@ -316,9 +405,23 @@ def test_align_corners_is_named_by_what_a_file_does(source, tmp_path):
 
     copy = keras.models.clone_model(model, clone_function=clone)
     copy.set_weights(model.get_weights())
+    return copy
+
+
+def test_align_corners_is_named_by_what_a_file_does(source, tmp_path):
+    """A SavedModel does not tell how it resizes."""
     path = tmp_path / "served"
-    saved_model.write(copy, path, variant="float32", interface=Interface(), samples=samples)
+    saved_model.write(aligned(), path, variant="float32", interface=Interface(), samples=samples)
     _, faults = verified(path, source)
+    assert "align_corners" in faults["resize"]
+
+
+@pytest.mark.parametrize("variant", ["float32", "int8"])
+def test_align_corners_by_products_is_named_too(variant, source, tmp_path):
+    """No RESIZE_BILINEAR tells of it, and in int8 rounding changes as many labels."""
+    path = written(tmp_path, aligned(), variant)
+    one, faults = verified(path, source)
+    assert not one.accepted
     assert "align_corners" in faults["resize"]
 
 

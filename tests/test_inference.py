@@ -8,8 +8,10 @@ import warnings
 
 import keras
 import numpy as np
+import onnx
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 from PIL import Image
 from tiny import CARD, SIZE, drawn, samples, tiny_model
@@ -27,7 +29,7 @@ from kseg.export.saved_model import write as write_saved_model
 from kseg.inference import Predictor, feed, load, read_image
 from kseg.quiet import quiet
 from kseg.runs import Run
-from kseg.runtimes import open_tflite
+from kseg.runtimes import open_tflite, set_image
 
 
 def write_channels_first(model, path):
@@ -210,6 +212,65 @@ def test_foreign_class_map(tmp_path, files):
     predictor, image = load(path), drawn(*SIZE)
     assert predictor.output == "classes"
     assert (predictor.predict(image) == load(files["keras"]).predict(image)).mean() > 0.999
+
+
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("image_first", [False, True])
+@pytest.mark.parametrize("map_first", [False, True])
+def test_image_and_map_have_each_their_own_order(tmp_path, files, image_first, map_first, ids):
+    """`--inputs-as-nchw` of tf2onnx turns the image alone."""
+    model = tiny_model()
+    image = keras.Input((3, *SIZE) if image_first else (*SIZE, 3), batch_size=1)
+    last = layers.Permute((2, 3, 1))(image) if image_first else image
+    result = model(last)["logits"]
+    if ids:
+        result = layers.Lambda(lambda x: tf.argmax(x, -1, output_type=tf.int32)[..., None])(result)
+    result = layers.Permute((3, 1, 2))(result) if map_first else result
+    path, pixels = tmp_path / "m.tflite", drawn(*SIZE)
+    with quiet():
+        converter = tf.lite.TFLiteConverter.from_keras_model(keras.Model(image, result))
+        path.write_bytes(converter.convert())
+    predictor = load(path)
+    assert predictor.output == ("classes" if ids else "logits")
+    assert (predictor.predict(pixels) == load(files["keras"]).predict(pixels)).mean() > 0.999
+
+
+def test_quantised_input_takes_normalised_images_by_its_own_scale(tmp_path):
+    """As a file whose images are less ImageNet's mean, by its deviation: no bytes of its own."""
+    path = _bare_tflite(tmp_path / "m.tflite", lambda logits: logits, io=tf.int8)
+    interpreter = Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
+    (image,) = interpreter.get_input_details()
+    scale, zero = image["quantization"]
+    set_image(interpreter, np.full((*SIZE, 3), 255, np.uint8), fed_as="imagenet")
+    values = (interpreter.get_tensor(image["index"])[0, 0, 0] - np.float64(zero)) * scale
+    # 1 less the mean, by the deviation, of each channel; rounded to a step.
+    np.testing.assert_allclose(values, [2.249, 2.429, 2.640], atol=scale)
+
+
+def test_a_tflite_file_of_any_size_is_refused(tmp_path):
+    """LiteRT gives 1 for an axis that may change."""
+    graph = tf.function(lambda x: x * 2, input_signature=[tf.TensorSpec((1, None, None, 3))])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([graph.get_concrete_function()])
+    path = tmp_path / "m.tflite"
+    with quiet():
+        path.write_bytes(converter.convert())
+    with pytest.raises(UserError, match="no fixed input size"):
+        load(path)
+
+
+def test_a_file_that_opens_but_does_not_run_is_named(tmp_path, files):
+    """onnxruntime looks at a shape that is computed only when it runs."""
+    model = onnx.load(files["nhwc"])
+    wrong = onnx.numpy_helper.from_array(np.array([1, 7, -1, 3]), "wrong_shape")
+    model.graph.initializer.append(wrong)
+    (name,) = (one.name for one in model.graph.output)
+    node = next(one for one in model.graph.node if name in one.output)
+    node.output[:] = ["before" if one == name else one for one in node.output]
+    model.graph.node.append(onnx.helper.make_node("Reshape", ["before", "wrong_shape"], [name]))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=r"m.onnx cannot be (run|opened)"):
+        load(tmp_path / "m.onnx").predict(drawn(*SIZE))
 
 
 def test_a_classifier_is_refused(tmp_path):

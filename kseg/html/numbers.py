@@ -84,7 +84,8 @@ def milliseconds(value: float | None) -> str:
     """Return a time."""
     if is_missing(value):
         return ABSENT
-    return f"{value:.{2 if value < 10 else 1}f}{GAP}ms"
+    digits = 2 if value < 10 else 1 if value < 1000 else 0
+    return f"{value:.{digits}f}{GAP}ms"
 
 
 def trend(interval: Interval) -> str:
