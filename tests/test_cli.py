@@ -219,6 +219,7 @@ def test_predict_keeps_size_stem_and_subfolder(run_folder, tmp_path):
     assert (out / "day" / "a_overlay.jpg").is_file()
 
 
+@pytest.mark.slow
 def test_the_newest_run_is_the_one_started_last(street, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["export", "--tflite"]) == 2
@@ -278,6 +279,7 @@ def test_crf_refines_what_is_measured_and_written(run_folder, street, tmp_path):
         assert mask.mode == "P"
 
 
+@pytest.mark.slow
 def test_crf_parameters_are_searched_for_and_taken(run_folder, street, tmp_path, capsys):
     words = ["evaluate", str(run_folder), "--limit", "1", "--json", str(tmp_path / "m.json")]
     assert main([*words, "--crf-search", "--crf"]) == 2

@@ -100,6 +100,7 @@ def test_kept_weights_are_the_averaged_ones(run_folder):
     assert np.abs(kernel - tensors["model/stem1_conv/kernel"]).max() > 0
 
 
+@pytest.mark.slow
 def test_frozen_bn_keeps_the_backbones_normalisation_and_trains_the_heads(street, tmp_path):
     config = TrainConfig(
         data=f"folder:{street}",
@@ -146,6 +147,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(street, run_folder, tmp
     assert "another architecture" in capsys.readouterr().err.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_a_file_that_goes_bad_is_named_and_the_run_goes_on_after_it_is_mended(tmp_path, capsys):
     # More files than the pipeline reads ahead, so that some are read after they went bad.
     data = write_street(tmp_path / "data", train=80)
@@ -185,6 +187,7 @@ def test_a_full_disk_leaves_the_last_good_files(street, tmp_path, monkeypatch, c
     assert not list(folder.rglob(".writing-*"))
 
 
+@pytest.mark.slow
 def test_resume_from_elsewhere_needs_neither_start_weights_nor_the_same_folder(
     street, run_folder, tmp_path, monkeypatch
 ):
