@@ -15,9 +15,10 @@ import tensorflow as tf
 from keras import layers
 
 from kseg.inference import Predictor, feed
+from kseg.integer_arithmetic import is_bilinear
 from kseg.metrics.iou import count_pairs
 from kseg.runtimes import FED, logits_of
-from kseg.upsampling import BilinearResize, CornerResize, EdgeResize
+from kseg.upsampling import CornerResize, EdgeResize
 
 from .comparison import View
 from .faults import Fault
@@ -242,7 +243,7 @@ def _made_by(tensor: keras.KerasTensor) -> keras.Layer:
 
 def _of_resizes(model: keras.Model, found: Sequence[Probe]) -> Iterator[Hypothesis]:
     """Give what the model answers if other pixels of its maps meet when they are enlarged."""
-    resizes = [layer for layer in model.layers if _is_bilinear(layer)]
+    resizes = [layer for layer in model.layers if is_bilinear(layer)]
     kinds = {"align_corners": CornerResize, "corners in place of pixel centres": EdgeResize}
     for text, kind in kinds.items():
         for what, chosen in (("every map", resizes), ("the last map", resizes[-1:])):
@@ -252,14 +253,8 @@ def _of_resizes(model: keras.Model, found: Sequence[Probe]) -> Iterator[Hypothes
 
 def bilinear_resizes(model: keras.Model) -> int:
     """Return how often a model enlarges a map of more than one pixel bilinearly."""
-    found = [layer for layer in model.layers if _is_bilinear(layer)]
+    found = [layer for layer in model.layers if is_bilinear(layer)]
     return sum(set(layer.input.shape[1:3]) != {1} for layer in found)
-
-
-def _is_bilinear(layer: keras.Layer) -> bool:
-    if isinstance(layer, layers.UpSampling2D):
-        return layer.interpolation == "bilinear"
-    return isinstance(layer, BilinearResize) and layer.interpolation == "bilinear"
 
 
 def _with_resizes(model: keras.Model, names: set[str], kind: type[keras.Layer]) -> keras.Model:

@@ -168,7 +168,7 @@ def _computed(layer: keras.Layer, args: Any, kwargs: Any) -> Any:  # noqa: ANN40
             return [Whole(one, first.range) for one in layer(first.numbers)]
         if isinstance(layer, layers.AveragePooling2D):
             return _pooled(layer, first)
-        if _is_bilinear(layer):
+        if is_bilinear(layer):
             return _resized(layer, first)
         if isinstance(layer, layers.GlobalAveragePooling2D):
             return Pending(lambda after: _mean(first, after, (1, 2), keepdims=layer.keepdims))
@@ -207,9 +207,11 @@ def _ends(layer: keras.Layer) -> tuple[float, float] | None:
     return None
 
 
-def _is_bilinear(layer: keras.Layer) -> bool:
-    upsampling = isinstance(layer, layers.UpSampling2D) and layer.interpolation == "bilinear"
-    return upsampling or type(layer) is BilinearResize
+def is_bilinear(layer: keras.Layer) -> bool:
+    """Whether a layer resizes bilinearly with half-pixel centres."""
+    return isinstance(layer, (layers.UpSampling2D, BilinearResize)) and (
+        layer.interpolation == "bilinear"
+    )
 
 
 def _value(one: Any) -> Any:  # noqa: ANN401
