@@ -47,10 +47,13 @@ def written(folder, model, variant="float32"):
 
 
 def verified(path, source, demands=QUICK):
-    """Return the artifact, and the faults by name as the certificate has them."""
+    """Return the artifact, and the sentences of the faults by name as the certificate has them."""
     (one,) = verify_model(load(path), source, DrawnData(), demands=demands)
     found = json.loads((path.parent / f"{path.name}.certificate.json").read_text())
-    return one, {fault["name"]: fault["sentence"] for fault in found["files"][0]["faults"]}
+    told = {}
+    for fault in found["files"][0]["faults"]:
+        told[fault["name"]] = f"{told.get(fault['name'], '')} {fault['sentence']}".strip()
+    return one, told
 
 
 def behind(model, change):
@@ -318,7 +321,7 @@ def test_another_kernel_is_named(source, tmp_path):
     """Too little to show in the labels, but the file is not the model."""
 
     def spoil(model, graph):
-        conv = operators(model, graph, "CONV_2D")[0]
+        conv = operators(model, graph, "CONV_2D")[1]  # behind the normalisation
         buffer = model.buffers[graph.tensors[conv.inputs[1]].buffer]
         values = np.frombuffer(bytes(buffer.data), np.int8).copy()
         values[: len(values) // 8] = 0
