@@ -11,12 +11,22 @@ from collections.abc import Callable
 PAUSE = 0.1
 
 
-def interleaved(runs: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Return the median milliseconds of each function; each turn calls all, with pauses."""
+def interleaved(
+    runs: dict[str, Callable[[], object]], turns: int, *, ahead: int = 0
+) -> dict[str, float]:
+    """Return the median milliseconds of each function; each turn calls all, with pauses.
+
+    Args:
+        runs: what is measured, by name.
+        turns: how often each is.
+        ahead: calls between a pause and the measured one, for what is called again and again.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
             time.sleep(PAUSE)
+            for _ in range(ahead):
+                run()
             start = time.perf_counter()
             run()
             if turn:  # the first one warms up
