@@ -181,7 +181,7 @@ class _Tally:
             found,
             milliseconds=1000 * float(np.median(times)) if times else None,
             outside=None if structure is None else structure.operators["LiteRT"],
-            notes=_notes(found, structure, reference),
+            notes=(*_notes(found, structure, reference), *_unread(self.file)),
             # What is wrong comes before what it does.
             reasons=(
                 *(fault.sentence for fault in faults),
@@ -317,6 +317,12 @@ def _notes(one: Artifact, structure: Structure | None, reference: Predictor) -> 
         where = f" (of {parts})" if parts else ""
         notes.append(f"in float, for want of an int8 kernel: {listed}{where}")
     return tuple(notes)
+
+
+def _unread(file: Predictor) -> tuple[str, ...]:
+    names = file.runtime.unread
+    read = next(iter(file.runtime.outputs))
+    return (f"of its outputs, {read} is read, and not {', '.join(names)}",) if names else ()
 
 
 def _float_layers(path: Path, reference: Predictor) -> list[str]:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,6 +51,7 @@ class Runtime:
         model: the Keras model behind it, where there is one.
         settled: of a layer cascade, for each image run so far the share of its pixels that each
             stage has settled.
+        unread: names of further outputs, which `forward` does not give.
     """
 
     forward: Callable[[np.ndarray], np.ndarray]
@@ -61,6 +62,7 @@ class Runtime:
     outputs: Mapping[str, str]
     model: keras.Model | None = None
     settled: Sequence[tuple[float, ...]] = ()
+    unread: tuple[str, ...] = ()
 
 
 def keras_model(path: Path) -> keras.Model:
@@ -153,7 +155,9 @@ def open_tflite(path: Path, *, threads: int | None = None, fed_as: Feed = "bytes
     """
     interpreter = _interpreter(path, threads or min(4, os.cpu_count() or 1))
     image, *others = interpreter.get_input_details()
-    result = interpreter.get_output_details()[0]
+    results = _results(interpreter)
+    name = _read_of(results)
+    result = results[name]
     if others:
         raise UserError(f"{path} takes {1 + len(others)} inputs; kseg takes files with one image")
     # Axes that may change are 1 in "shape", and -1 in the signature.
@@ -174,14 +178,14 @@ def open_tflite(path: Path, *, threads: int | None = None, fed_as: Feed = "bytes
             return _as_ids(raw, first)
         return _dequantised(_turned_back(raw[0], first), result["quantization"])
 
-    inputs, outputs = _signature_names(interpreter)
     return Runtime(
         forward=forward,
         size=_image_size(path, taken),
         output=output,
         num_classes=num_classes,
-        inputs={inputs: _typed(image["dtype"], image["shape"])},
-        outputs={outputs: _typed(result["dtype"], result["shape"])},
+        inputs={_image_name(interpreter): _typed(image["dtype"], image["shape"])},
+        outputs={name: _typed(result["dtype"], result["shape"])},
+        unread=tuple(other for other in results if other != name),
     )
 
 
@@ -211,7 +215,8 @@ def open_onnx(path: Path, *, threads: int | None = None, fed_as: Feed = "bytes")
     """
     session = _session(path, threads or min(4, os.cpu_count() or 1))
     image, *others = session.get_inputs()
-    result = session.get_outputs()[0]
+    results = {one.name: one for one in session.get_outputs()}
+    result = results[_read_of(results)]
     if others:
         raise UserError(f"{path} takes {1 + len(others)} inputs; kseg takes files with one image")
     taken = _channels_last(image.shape, _is_channels_first(image.shape))
@@ -237,6 +242,7 @@ def open_onnx(path: Path, *, threads: int | None = None, fed_as: Feed = "bytes")
         num_classes=num_classes,
         inputs={image.name: _typed(dtypes[0], _numbers(image.shape))},
         outputs={result.name: _typed(dtypes[1], _numbers(result.shape))},
+        unread=tuple(name for name in results if name != result.name),
     )
 
 
@@ -278,7 +284,9 @@ def _run_signature(path: Path, loaded: Any, function: Any, fed_as: Feed) -> Runt
     inputs = function.structured_input_signature[1]
     if len(inputs) != 1:
         raise UserError(f"{path} takes {len(inputs)} inputs; kseg takes files with one image")
-    (name, image), (key, result) = *inputs.items(), next(iter(function.structured_outputs.items()))
+    (name, image), results = *inputs.items(), function.structured_outputs
+    key = _read_of(results)
+    result = results[key]
     shape, dtype = tuple(result.shape), result.dtype.as_numpy_dtype
     taken_first = _is_channels_first(image.shape)
     first = _gives_channels_first(shape, image.shape)
@@ -302,6 +310,7 @@ def _run_signature(path: Path, loaded: Any, function: Any, fed_as: Feed) -> Runt
         num_classes=num_classes,
         inputs={name: _typed(image.dtype.as_numpy_dtype, image.shape)},
         outputs={key: _typed(dtype, shape)},
+        unread=tuple(other for other in results if other != key),
     )
 
 
@@ -384,11 +393,23 @@ def _channels_last(shape: Sequence[int | str | None], first: bool) -> tuple[int 
     return (dims[0], *dims[2:], dims[1]) if first and len(dims) == 4 else dims
 
 
-def _signature_names(interpreter: Interpreter) -> tuple[str, str]:
+def _read_of(results: Iterable[str]) -> str:
+    """Return the name of the output that is read: the one that has kseg's name, else the first."""
+    first, *others = results
+    return next((name for name in (first, *others) if name in ("logits", "class_map")), first)
+
+
+def _image_name(interpreter: Interpreter) -> str:
     for signature in interpreter.get_signature_list().values():
-        return signature["inputs"][0], signature["outputs"][0]
-    image, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    return image["name"], result["name"]
+        return signature["inputs"][0]
+    return interpreter.get_input_details()[0]["name"]
+
+
+def _results(interpreter: Interpreter) -> dict[str, dict[str, Any]]:
+    """Return the name of each output, and what LiteRT tells of it."""
+    for signature in interpreter.get_signature_list():
+        return interpreter.get_signature_runner(signature).get_output_details()
+    return {one["name"]: one for one in interpreter.get_output_details()}
 
 
 def _kind(path: Path, shape: tuple[int, ...], dtype: type) -> tuple[Output, int | None]:

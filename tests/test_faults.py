@@ -15,6 +15,7 @@ from tiny import CARD, QUICK, SIZE, DrawnData, OwnLabels, drawn, samples, tiny_m
 from kseg import card as cards
 from kseg.cli import main
 from kseg.export import saved_model, show, tflite
+from kseg.export.graph import input_spec, write_graphs
 from kseg.export.interface import Interface
 from kseg.export.layerwise import layer_noise
 from kseg.export.writer import verify_model
@@ -303,6 +304,21 @@ def test_a_scale_that_litert_refuses_is_named(place, source, tmp_path, monkeypat
     told = " ".join(capsys.readouterr().err.split())
     assert "CONCATENATION" in told
     assert "its scale goes from" in told
+
+
+def test_of_several_outputs_the_logits_are_read_and_the_others_told(source, tmp_path):
+    """Others come first by their names, and by their order in the file."""
+    model, path = net(), tmp_path / "m.tflite"
+    graph = {"serving_default": lambda image: {"aux": -model(image)["logits"], **model(image)}}
+    write_graphs(model, tmp_path / "saved", graph, image=input_spec(model, "float", batch=1))
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"))
+    with quiet():
+        path.write_bytes(converter.convert())
+    one, faults = verified(path, source)
+    assert one.accepted and not faults
+    assert one.notes == ("of its outputs, logits is read, and not aux",)
+    whole = verified(tmp_path / "saved", source)[0]
+    assert whole.accepted and whole.notes == one.notes
 
 
 def test_values_that_are_no_numbers_are_named(source, tmp_path):
