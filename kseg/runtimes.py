@@ -407,9 +407,13 @@ def _image_name(interpreter: Interpreter) -> str:
 
 def _results(interpreter: Interpreter) -> dict[str, dict[str, Any]]:
     """Return the name of each output, and what LiteRT tells of it."""
+    results = interpreter.get_output_details()
     for signature in interpreter.get_signature_list():
-        return interpreter.get_signature_runner(signature).get_output_details()
-    return {one["name"]: one for one in interpreter.get_output_details()}
+        named = interpreter.get_signature_runner(signature).get_output_details()
+        # Another signature may be of another graph of the file than that which `invoke` runs.
+        if {one["index"] for one in named.values()} == {one["index"] for one in results}:
+            return named
+    return {one["name"]: one for one in results}
 
 
 def _kind(path: Path, shape: tuple[int, ...], dtype: type) -> tuple[Output, int | None]:
