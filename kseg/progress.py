@@ -80,6 +80,15 @@ class Display:
             text = f"class weights ({config.class_weights}): {ends}"
             self._console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
+    def slow(self) -> None:
+        """Say that the precision that was asked for only costs time on this machine."""
+        self._console.print(
+            f"{self._config.precision} is up to ten times slower than float32 on this processor: "
+            "stop here and start again with --precision float32.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
     def update(self, step: int, *, loss: float, learning_rate: float) -> None:
         """Show one finished step."""
         rate = self._steps_per_second()

@@ -93,7 +93,7 @@ CONVOLUTIONS = {
 def map_gradient(request, monkeypatch):
     # Where the processor has AVX-512, the second is not taken unless it is asked for.
     if request.param == "turned_kernel":
-        monkeypatch.setattr(kseg.training_copy, "_has_dilated_gradient", lambda dtype: False)
+        monkeypatch.setattr(kseg.training_copy, "has_fast_convolutions", lambda dtype: False)
 
 
 @pytest.mark.usefixtures("map_gradient")
