@@ -10,7 +10,7 @@ from rich.text import Text
 
 from .delegates import NOT_LISTED
 from .inspection import TWIN, Inspection, Reach
-from .speed import Speed, Timing, blamed, counted, total
+from .speed import Speed, Timing, blamed, counted, little_gained, total
 
 BY_ACTIVATION = ("HARD_SWISH", "GELU")  # what another activation of the model replaces
 CLASS_MAP = {"ARG_MAX", "CAST"}  # what --output logits leaves out
@@ -136,7 +136,8 @@ def _verdict(found: Inspection) -> Iterator[Table | str]:
         yield f"\n{what}, each run alone:"
         yield _timing_table(groups)
     if speed.twin is not None and not speed.faster:
-        yield from _advice(found, [group[0].name for group in groups])
+        gains = little_gained(speed) is None
+        yield from _advice(found, [one[0].name for one in groups if gains or one[0].outside])
 
 
 def _comparison(speed: Speed) -> str:
@@ -164,7 +165,14 @@ def _timing_table(groups: Sequence[Sequence[Timing]]) -> Table:
 
 def _advice(found: Inspection, names: Collection[str]) -> Iterator[str]:
     if not found.speed.explained:
-        yield "This does not explain all of it: the rest is spread over many operators."
+        gain = little_gained(found.speed)
+        rest = gain or "the rest is spread over many operators"
+        yield f"This does not explain all of it: {rest}."
+        if gain:
+            yield (
+                f"To do: use {found.speed.twin.name} on such processors. Those with dot products "
+                "of int8 (VNNI; on Arm, dotprod or i8mm) run int8 files faster."
+            )
     options = f"`kseg models {found.model}`" if found.model else "`kseg models NAME`"
     if set(names) & set(BY_ACTIVATION):
         yield (

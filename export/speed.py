@@ -25,6 +25,7 @@ ALONE_ROUNDS, ALONE_SECONDS = 30, 0.4  # of one operator
 COSTLY = 12  # operators on XNNPACK that are timed where those outside it are not to blame
 FASTER = 0.95  # less is noise
 BLAMED = 0.05  # the share of all excess that is worth a word
+GAIN = 0.8  # of their time in float is the least that kernels gain where int8 products are fast
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def why_slower(path: Path, twin: Path) -> str | None:
     )
     if speed.faster:
         return None
-    took = [_took(group) for group in blamed(speed)[:3]]
+    took = [*filter(None, [little_gained(speed)]), *map(_took, blamed(speed)[:3])]
     text = f"no faster than {twin.name} here ({_plain_comparison(speed)})"
     return f"{text}: {'; '.join(took)}" if took else text
 
@@ -149,6 +150,23 @@ def blamed(speed: Speed) -> list[list[Timing]]:
     total = sum(max(_excess(group), 0) for group in groups)
     worth = [group for group in groups if _excess(group) > BLAMED * total]
     return sorted(worth, key=_excess, reverse=True)
+
+
+def little_gained(speed: Speed) -> str | None:
+    """Return how little integers gain on XNNPACK here, where they do; None where they gain.
+
+    No operator need be slower than in float for it: a processor without dot products of int8 does
+    not compute any faster than with float32.
+    """
+    known = [one for one in speed.operators if not one.outside and one.twin_milliseconds]
+    before = sum(one.twin_milliseconds for one in known)
+    if total(known) <= GAIN * before:
+        return None
+    kinds = "the costliest operators" if len(known) > 1 else known[0].name
+    return (
+        f"on XNNPACK {kinds} take {total(known):.1f} ms instead of {before:.1f}, "
+        "so this processor gains little by int8"
+    )
 
 
 def _excess(group: Sequence[Timing]) -> float:

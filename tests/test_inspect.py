@@ -34,6 +34,7 @@ from kseg.export.operators import (
     read_network,
     single_operator,
 )
+from kseg.export.speed import Speed, Timing, little_gained
 from kseg.export.xnnpack import outside_xnnpack
 from kseg.quiet import quiet
 
@@ -400,6 +401,34 @@ def test_costly_operators_are_timed_where_the_others_explain_too_little(
     # The convolutions with the most multiply-accumulates: the stem's 216 and the 144 per position.
     inside = [one.name for one in found.operators if not one.outside]
     assert inside == ["CONV_2D", "DEPTHWISE_CONV_2D"]
+
+
+def test_a_processor_whose_int8_kernels_are_no_faster_is_to_blame(int8, quick, capsys, monkeypatch):
+    found = inspect_file(int8)
+    kernels = [Timing(i, "CONV_2D", False, 4.0, before) for i, before in enumerate((6.0, 3.5))]
+    slow = replace(found.speed, milliseconds=20.0, operators=tuple(kernels))
+    # 8 of 9.5 ms are more than 80 %.
+    said = "on XNNPACK the costliest operators take 8.0 ms instead of 9.5"
+    assert little_gained(slow).startswith(said)
+    show(replace(found, speed=slow))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert said in shown and "use model-float32.tflite on such processors. Those with" in shown
+    assert "To do for CONV_2D" not in shown
+    monkeypatch.setattr(speed, "measure", lambda *_, **__: slow)
+    assert said in speed.why_slower(int8, int8.with_name("model-float32.tflite"))
+
+
+@pytest.mark.parametrize(
+    "operators",
+    [
+        (Timing(0, "CONV_2D", False, 4.0, 5.0),),  # 80 %
+        (Timing(0, "ARG_MAX", True, 4.0, 1.0),),  # not XNNPACK's
+        (Timing(0, "QUANTIZE", False, 4.0, None),),  # not in the float file
+        (),
+    ],
+)
+def test_kernels_that_gain_or_were_not_timed_are_not_to_blame(operators):
+    assert little_gained(Speed(20.0, None, 20.0, operators)) is None
 
 
 def test_a_faster_file_needs_no_further_timing(int8, quick, monkeypatch):
