@@ -82,10 +82,9 @@ def test_other_trainings_resume_exactly_too_and_are_kept_as_float32(changes, str
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False])
-def test_a_precision_that_only_costs_time_here_is_named(
-    fast, street, tmp_path, monkeypatch, capsys
-):
+def test_a_precision_that_only_costs_time_is_named(fast, street, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("kseg.train.has_fast_convolutions", lambda dtype: fast)
     train(small(street, tmp_path / "run", precision="mixed_bfloat16", steps=1, batch_size=1))
     said = "mixed_bfloat16 is up to ten times slower than float32 on this processor: stop here"
