@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -136,8 +136,7 @@ def _verdict(found: Inspection) -> Iterator[Table | str]:
         yield f"\n{what}, each run alone:"
         yield _timing_table(groups)
     if speed.twin is not None and not speed.faster:
-        gains = little_gained(speed) is None
-        yield from _advice(found, [one[0].name for one in groups if gains or one[0].outside])
+        yield from _advice(found, groups)
 
 
 def _comparison(speed: Speed) -> str:
@@ -163,16 +162,18 @@ def _timing_table(groups: Sequence[Sequence[Timing]]) -> Table:
     return table
 
 
-def _advice(found: Inspection, names: Collection[str]) -> Iterator[str]:
+def _advice(found: Inspection, groups: Sequence[Sequence[Timing]]) -> Iterator[str]:
+    gain = little_gained(found.speed)
     if not found.speed.explained:
-        gain = little_gained(found.speed)
         rest = gain or "the rest is spread over many operators"
         yield f"This does not explain all of it: {rest}."
-        if gain:
-            yield (
-                f"To do: use {found.speed.twin.name} on such processors. Those with dot products "
-                "of int8 (VNNI; on Arm, dotprod or i8mm) run int8 files faster."
-            )
+    if gain:
+        yield (
+            f"To do: use {found.speed.twin.name} on such processors. Those with dot products "
+            "of int8 (VNNI; on Arm, dotprod or i8mm) run int8 files faster."
+        )
+    # Where no kernel gains, a model without the operators on XNNPACK would not be faster.
+    names = [group[0].name for group in groups if group[0].outside or gain is None]
     options = f"`kseg models {found.model}`" if found.model else "`kseg models NAME`"
     if set(names) & set(BY_ACTIVATION):
         yield (

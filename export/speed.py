@@ -165,7 +165,7 @@ def little_gained(speed: Speed) -> str | None:
     kinds = "the costliest operators" if len(known) > 1 else known[0].name
     return (
         f"on XNNPACK {kinds} take {total(known):.1f} ms instead of {before:.1f}, "
-        "so this processor gains little by int8"
+        "whose int8 kernels gain little on this processor"
     )
 
 

@@ -61,10 +61,9 @@ def test_two_replicas_are_one_even_with_uneven_ignored_pixels():
 
 @pytest.mark.slow
 def test_synchronised_batch_norm_makes_two_replicas_one(street, tmp_path):
-    # Three steps of AdamW at 3e-3. Float32 sums in another order move a weight whose gradient is
-    # near zero by a part of a step (1.3e-4 without AVX-512); each replica's own statistics
-    # (--sync-bn left out) put the weights 0.2 apart.
-    assert two_replicas(street, tmp_path) < 1e-3
+    # Three steps of SGD at 0.1: float32 sums in another order, 7e-6 apart here, where each
+    # replica's own statistics (--sync-bn left out) put kernels 0.04 and averages 0.7 apart.
+    assert two_replicas(street, tmp_path) < 1e-4
 
 
 def test_head_rate_multiplies_the_step_of_the_heads_alone():
