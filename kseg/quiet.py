@@ -1,9 +1,10 @@
-"""Keep TensorFlow's and oneDNN's start-up chatter from the user, and replay it on failure."""
+"""Load TensorFlow with its fast kernels, and keep its start-up chatter from the user."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -56,9 +57,18 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
+def prepare_tensorflow() -> None:
+    """Set what TensorFlow reads once, as it is imported; what the user has set stays."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Of its own it takes oneDNN's kernels on processors with AVX-512 VNNI or newer sets alone.
+    # With AVX2 they are 1.2 to 2.7 times as fast as its others, too.
+    if platform.machine() in ("x86_64", "AMD64"):
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
 def load_tensorflow() -> None:
     """Import TensorFlow and Keras in silence, with GPU memory growing as it is needed."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    prepare_tensorflow()
     # Training and export are TensorFlow's, whatever backend the user's other programs run on.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with quiet(2):

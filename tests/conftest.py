@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from kseg.quiet import prepare_tensorflow
+
+prepare_tensorflow()  # before a test's module imports it
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("KSEG_SHARED", ROOT.parent / "shared"))
