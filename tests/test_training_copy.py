@@ -1,5 +1,8 @@
 """The layers of the training copy against Keras' own, operation by operation."""
 
+import os
+import platform
+
 import keras
 import numpy as np
 import pytest
@@ -7,10 +10,13 @@ import tensorflow as tf
 from keras import layers
 
 import kseg.training_copy
+from kseg.quiet import prepare_tensorflow
 from kseg.training_copy import (
     FusedBatchNormalization,
-    ManyChannelsConv2D,
     PointwiseConv2D,
+    ProductGradientConv2D,
+    ReachingDepthwiseConv2D,
+    has_fast_convolutions,
     training_copy,
 )
 from kseg.upsampling import NearestResize
@@ -80,12 +86,12 @@ def test_bfloat16_maps_keep_their_type_and_float32_statistics():
 CONVOLUTIONS = {
     "pointwise": (PointwiseConv2D, {"kernel_size": 1}),
     "pointwise_strided": (PointwiseConv2D, {"kernel_size": 1, "strides": 2}),
-    "wide": (ManyChannelsConv2D, {"kernel_size": 3, "padding": "same"}),
+    "wide": (ProductGradientConv2D, {"kernel_size": 3, "padding": "same"}),
     "dilated": (
-        ManyChannelsConv2D,
+        ProductGradientConv2D,
         {"kernel_size": 3, "padding": "same", "dilation_rate": (3, 2)},
     ),
-    "even": (ManyChannelsConv2D, {"kernel_size": (2, 4), "padding": "same"}),
+    "even": (ProductGradientConv2D, {"kernel_size": (2, 4), "padding": "same"}),
 }
 
 
@@ -96,31 +102,62 @@ def map_gradient(request, monkeypatch):
         monkeypatch.setattr(kseg.training_copy, "has_fast_convolutions", lambda dtype: False)
 
 
+def outputs_and_gradients(made, options, dtype):
+    """Output, and gradients of map and weights, of -1, 0 and 1: no sum exceeds 256, so that
+    bfloat16 holds every one exactly."""
+    rng = np.random.default_rng(4)
+    x = tf.constant(rng.integers(-1, 2, (2, 5, 7, 3)).astype("float32"))
+    x = tf.cast(x, dtype.removeprefix("mixed_"))
+    layer = made(dtype=dtype, **options)
+    layer.build(x.shape)
+    layer.set_weights([rng.integers(-1, 2, w.shape) for w in layer.weights])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+        upstream = tf.cast(rng.integers(-1, 2, y.shape), y.dtype)
+        loss = tf.reduce_sum(y * upstream)
+    gradients = tape.gradient(loss, [x, *(v.value for v in layer.trainable_variables)])
+    return [tf.cast(value, tf.float32).numpy() for value in (y, *gradients)]
+
+
+def assert_same_as_keras(made, kind, options, dtype):
+    found = [outputs_and_gradients(one, options, dtype) for one in (made, kind)]
+    for theirs, ours in zip(*found, strict=True):
+        assert np.any(theirs)
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.usefixtures("map_gradient")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_and_their_gradients_are_those_of_keras(name, dtype):
     kind, options = CONVOLUTIONS[name]
-    rng = np.random.default_rng(4)
-    # Of -1, 0 and 1: no sum exceeds 256, so that bfloat16 holds every one exactly.
-    x = tf.constant(rng.integers(-1, 2, (2, 5, 7, 3)).astype("float32"))
-    x = tf.cast(x, dtype.removeprefix("mixed_"))
-    found = []
-    for made in (keras.layers.Conv2D, kind):
-        layer = made(4, dtype=dtype, **options)
-        layer.build(x.shape)
-        rng = np.random.default_rng(5)
-        layer.set_weights([rng.integers(-1, 2, w.shape) for w in layer.weights])
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x)
-            upstream = tf.cast(rng.integers(-1, 2, y.shape), y.dtype)
-            loss = tf.reduce_sum(y * upstream)
-        gradients = tape.gradient(loss, [x, *(v.value for v in layer.trainable_variables)])
-        found.append([tf.cast(value, tf.float32).numpy() for value in (y, *gradients)])
-    for theirs, ours in zip(*found, strict=True):
-        assert np.any(theirs)
-        np.testing.assert_array_equal(ours, theirs)
+    assert_same_as_keras(layers.Conv2D, kind, {"filters": 4, **options}, dtype)
+
+
+# Maps are of 5 x 7: all rows but the middle one are beyond, then the columns too, then the outer
+# two of five, then none.
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(("size", "dilation"), [(3, 6), (3, 7), (5, 3), (5, (3, 1)), (3, 2)])
+def test_depthwise_kernels_are_cut_to_what_reaches_the_map(size, dilation, dtype):
+    options = {"kernel_size": size, "dilation_rate": dilation, "padding": "same", "use_bias": False}
+    options["depth_multiplier"] = 2
+    assert_same_as_keras(layers.DepthwiseConv2D, ReachingDepthwiseConv2D, options, dtype)
+
+
+def test_depthwise_convolutions_are_replaced_where_their_kernels_overreach():
+    image = keras.Input((5, 7, 3))
+    same = {"use_bias": False, "padding": "same"}
+    kinds = {
+        "far": (ReachingDepthwiseConv2D, same | {"dilation_rate": 5}),
+        "near": (layers.DepthwiseConv2D, same | {"dilation_rate": 4}),
+        "biased": (layers.DepthwiseConv2D, {"padding": "same", "dilation_rate": 5}),
+        "active": (layers.DepthwiseConv2D, same | {"dilation_rate": 5, "activation": "relu"}),
+    }
+    maps = [layers.DepthwiseConv2D(3, name=n, **more)(image) for n, (_, more) in kinds.items()]
+    copy = training_copy(keras.Model(image, maps))
+    for name, (kind, _) in kinds.items():
+        assert type(copy.get_layer(name)) is kind
 
 
 def convolutions(dtype):
@@ -136,23 +173,46 @@ def convolutions(dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"),
+    ("dtype", "avx512", "expected"),
     [
-        ("float32", {"strided": PointwiseConv2D}),
+        ("float32", True, {"strided": PointwiseConv2D}),
+        ("float32", False, {"strided": PointwiseConv2D, "many": ProductGradientConv2D}),
         (
             "mixed_bfloat16",
+            True,
             {
                 "pointwise": PointwiseConv2D,
                 "strided": PointwiseConv2D,
-                "many": ManyChannelsConv2D,
+                "many": ProductGradientConv2D,
             },
         ),
     ],
 )
-def test_convolutions_are_replaced_where_that_is_faster_or_safer(dtype, expected):
+def test_convolutions_are_replaced_where_that_is_faster_or_safer(
+    dtype, avx512, expected, monkeypatch
+):
+    fast = {tf.float32: True, tf.bfloat16: avx512}
+    monkeypatch.setattr(kseg.training_copy, "has_fast_convolutions", fast.get)
     copy = training_copy(convolutions(dtype))
     plain = dict.fromkeys(("pointwise", "strided", "many", "valid", "grouped"), layers.Conv2D)
     assert {name: type(copy.get_layer(name)) for name in plain} == plain | expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "asked_by_user", "expected"),
+    [("x86_64", None, "1"), ("AMD64", None, "1"), ("x86_64", "0", "0"), ("arm64", None, None)],
+)
+def test_onednn_is_asked_for_where_it_is_fast(machine, asked_by_user, expected, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    environment = {} if asked_by_user is None else {"TF_ENABLE_ONEDNN_OPTS": asked_by_user}
+    monkeypatch.setattr(os, "environ", environment)
+    prepare_tensorflow()
+    assert environment.get("TF_ENABLE_ONEDNN_OPTS") == expected
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN's is for x86")
+def test_onednn_computes_on_this_processor():
+    assert has_fast_convolutions(tf.float32)
 
 
 def test_xla_compiles_the_gradient_of_a_nearest_resize():
