@@ -243,8 +243,10 @@ def _convolution_kind(layer: keras.layers.Conv2D, *, jit: bool) -> type[keras.la
     return ProductGradientConv2D if _keeps_size(layer) and faster else keras.layers.Conv2D
 
 
-def _keeps_size(layer: keras.layers.Conv2D) -> bool:
-    return layer.padding == "same" and layer.strides == (1, 1)
+def _keeps_size(layer: keras.layers.Conv2D | keras.layers.DepthwiseConv2D) -> bool:
+    """Tell whether a layer gives maps of the size of those it reads, and that size is known."""
+    known = None not in layer.input.shape[1:]
+    return known and layer.padding == "same" and layer.strides == (1, 1)
 
 
 def _slow_gradient_in_bfloat16(layer: keras.layers.Conv2D) -> bool:

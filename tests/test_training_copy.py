@@ -215,6 +215,16 @@ def test_onednn_computes_on_this_processor():
     assert has_fast_convolutions(tf.float32)
 
 
+def test_layers_of_maps_of_any_size_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(kseg.training_copy, "has_fast_convolutions", {tf.float32: True}.get)
+    image = keras.Input((None, None, 32))
+    x = layers.Conv2D(4, 3, padding="same", name="wide")(image)
+    far = layers.DepthwiseConv2D(3, padding="same", dilation_rate=5, use_bias=False, name="far")
+    copy = training_copy(keras.Model(image, far(x)))
+    assert type(copy.get_layer("wide")) is layers.Conv2D
+    assert type(copy.get_layer("far")) is layers.DepthwiseConv2D
+
+
 def test_xla_compiles_the_gradient_of_a_nearest_resize():
     image = keras.Input((3, 4, 2))
     model = keras.Model(image, NearestResize(6, 12, name="resize")(image))
