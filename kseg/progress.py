@@ -83,8 +83,8 @@ class Display:
     def slow(self) -> None:
         """Say that the precision that was asked for only costs time on this machine."""
         self._console.print(
-            f"{self._config.precision} is up to ten times slower than float32 on this processor: "
-            "stop here and start again with --precision float32.",
+            f"{self._config.precision} can be over ten times slower than float32 on this "
+            "processor: stop here and start again with --precision float32.",
             highlight=False,
             soft_wrap=True,
         )

@@ -58,7 +58,7 @@ def has_fast_convolutions(dtype: tf.DType) -> bool:
     """Tell whether a kernel of oneDNN or cuDNN computes convolutions of a type on this machine.
 
     Only those know the gradient of a dilated map. Processors without AVX-512 have none for bfloat16
-    and float16. TensorFlow's own kernels take ten times as long there as in float32.
+    and float16. TensorFlow's own take up to 17 times as long there as float32's.
     """
     with tf.init_scope():
         one = tf.zeros((1, 1, 1, 1), dtype)

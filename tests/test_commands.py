@@ -60,7 +60,7 @@ def test_the_readmes_first_command_then_export(tmp_path):
 def test_real_streets_from_training_to_predictions(camvid, tmp_path):
     data = f"camvid:{camvid}"
     short = ("--steps", 200, "--size", 192, 256, "--eval-size", 192, 256)
-    # As the README says: without AVX-512 the recipe's bfloat16 takes ten times as long.
+    # As the README says: without AVX-512 the recipe's bfloat16 takes over ten times as long.
     precision = () if has_fast_convolutions(tf.bfloat16) else ("--precision", "float32")
     words = ("--recipe", "camvid-edge", "--data", data, *short, *precision)
     kseg("train", *words, "--run", "run", cwd=tmp_path)

@@ -16,6 +16,7 @@ from kseg.training_copy import (
     PointwiseConv2D,
     ProductGradientConv2D,
     ReachingDepthwiseConv2D,
+    _reach,
     has_fast_convolutions,
     training_copy,
 )
@@ -133,6 +134,16 @@ def assert_same_as_keras(made, kind, options, dtype):
 def test_convolutions_and_their_gradients_are_those_of_keras(name, dtype):
     kind, options = CONVOLUTIONS[name]
     assert_same_as_keras(layers.Conv2D, kind, {"filters": 4, **options}, dtype)
+
+
+# Of a kernel of three on 16 pixels: at 36 the outer places never reach in, at 15 by one pixel.
+# Of five on five pixels at 3 the outermost two lie 6 away.
+@pytest.mark.parametrize(
+    ("axis", "places", "dilation"),
+    [((3, 36, 16), (1, 2), 1), ((3, 15, 16), (0, 3), 15), ((5, 3, 5), (1, 4), 3)],
+)
+def test_places_that_reach_a_map_are_kept(axis, places, dilation):
+    assert _reach(*axis) == (slice(*places), dilation)
 
 
 # Maps are of 5 x 7: all rows but the middle one are beyond, then the columns too, then the outer
