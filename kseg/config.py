@@ -94,8 +94,8 @@ class TrainConfig:
     """Random scale of the window, relative to the image's own pixels."""
     jitter: float = 1.0
     """Strength of the random brightness, contrast, saturation and hue; 0 turns them off."""
-    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
-    """Arithmetic of the layers; files are always float32."""
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16", "auto"] = "float32"
+    """Arithmetic; auto is mixed_bfloat16 where it is fast, else float32. Files are float32."""
     jit: Switch = False
     """Compile the step with XLA; on CPUs this is several times slower."""
     quantize_aware: Switch = False

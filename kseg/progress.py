@@ -70,7 +70,7 @@ class Display:
         height, width = config.size
         self._console.print(
             f"{config.model}: {parameters / 1e6:.2f} M parameters; {config.steps} steps of "
-            f"{config.batch_size} windows of {height} x {width}",
+            f"{config.batch_size} windows of {height} x {width}, {config.precision}",
             highlight=False,
             soft_wrap=True,
         )

@@ -15,6 +15,7 @@ from kseg.errors import UserError
 from kseg.losses.expression import build_loss, parse_loss, takes_class_weights
 from kseg.registry import LOSSES, MODELS
 from kseg.runs import new_folder
+from kseg.training_copy import is_fast
 
 LARGEST_WINDOW = 512
 
@@ -56,6 +57,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
         warmup=math.ceil(steps / 20) if config.warmup is None else config.warmup,
         eval_every=eval_every,
         checkpoint_every=config.checkpoint_every or min(eval_every, 200),
+        precision=_precision(config),
         run=config.run or new_folder(config.model),
     )
 
@@ -110,7 +112,7 @@ def _check_quantize_aware(config: TrainConfig) -> None:
                 f"--{flag} has no meaning with --quantize-aware, which folds batch normalisation "
                 "into the kernels; leave it out"
             )
-    if config.precision != "float32":
+    if config.precision not in ("float32", "auto"):
         raise UserError(
             f"--quantize-aware computes in float32; leave --precision {config.precision} out"
         )
@@ -118,6 +120,13 @@ def _check_quantize_aware(config: TrainConfig) -> None:
 
 def _steps(epochs: float, dataset: Dataset, batch_size: int) -> int:
     return max(1, math.ceil(epochs * dataset.length("train") / batch_size))
+
+
+def _precision(config: TrainConfig) -> str:
+    if config.precision != "auto":
+        return config.precision
+    narrow = not config.quantize_aware and is_fast("mixed_bfloat16")
+    return "mixed_bfloat16" if narrow else "float32"
 
 
 def _up(side: int) -> int:

@@ -37,7 +37,7 @@ from kseg.registry import MODELS
 from kseg.resolve import backbone_weights, check, option_texts, resolve
 from kseg.runs import STEP_COLUMNS, MetricsFile, Run
 from kseg.summaries import summarise, summarise_pictures, write_preview
-from kseg.training_copy import has_fast_convolutions
+from kseg.training_copy import is_fast
 from kseg.version import VERSION
 from kseg.weights import of_backbone
 
@@ -237,7 +237,7 @@ class _Training:
             display.started(
                 models.trainable_parameters(engine.model), self.dataset.classes, self.class_weights
             )
-            if not _pays(config.precision):
+            if not is_fast(config.precision):
                 display.slow()
             calls.on_epoch_begin(self._epoch())
             for image, mask in self.strategy.experimental_distribute_dataset(batches):
@@ -432,11 +432,6 @@ def _freeze_batch_norm(model: keras.Model) -> None:
     for layer in model.layers:
         if of_backbone(layer) and isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
-
-
-def _pays(precision: str) -> bool:
-    narrow = precision.removeprefix("mixed_")
-    return narrow == "float32" or has_fast_convolutions(tf.as_dtype(narrow))
 
 
 def _class_weights(

@@ -69,6 +69,12 @@ def has_fast_convolutions(dtype: tf.DType) -> bool:
     return True
 
 
+def is_fast(precision: str) -> bool:
+    """Tell whether a precision of `kseg train` costs no time on this machine beside float32."""
+    narrow = precision.removeprefix("mixed_")
+    return narrow == "float32" or has_fast_convolutions(tf.as_dtype(narrow))
+
+
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` over the last axis of (B, H, W, C), by one kernel."""
 

@@ -9,12 +9,10 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from kseg.data.dataset import open_dataset
 from kseg.runs import Run
-from kseg.training_copy import has_fast_convolutions
 
 pytestmark = pytest.mark.slow
 
@@ -60,9 +58,7 @@ def test_the_readmes_first_command_then_export(tmp_path):
 def test_real_streets_from_training_to_predictions(camvid, tmp_path):
     data = f"camvid:{camvid}"
     short = ("--steps", 200, "--size", 192, 256, "--eval-size", 192, 256)
-    # As the README says: without AVX-512 the recipe's bfloat16 takes over ten times as long.
-    precision = () if has_fast_convolutions(tf.bfloat16) else ("--precision", "float32")
-    words = ("--recipe", "camvid-edge", "--data", data, *short, *precision)
+    words = ("--recipe", "camvid-edge", "--data", data, *short)
     kseg("train", *words, "--run", "run", cwd=tmp_path)
     few = ("--verify-images", 20, "--seconds", 0)
     kseg("export", "run", "--tflite", "--quantize", "int8", *few, cwd=tmp_path)

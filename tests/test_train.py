@@ -17,6 +17,8 @@ from street import TINY_MODEL, train_words, write_street
 from kseg import card, checkpoint
 from kseg.cli import main
 from kseg.config import TrainConfig
+from kseg.data.dataset import open_dataset
+from kseg.resolve import check, resolve
 from kseg.runs import Run
 from kseg.train import train
 
@@ -85,10 +87,30 @@ def test_other_trainings_resume_exactly_too_and_are_kept_as_float32(changes, str
 @pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_precision_that_only_costs_time_is_named(fast, street, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kseg.train.has_fast_convolutions", lambda dtype: fast)
+    monkeypatch.setattr("kseg.training_copy.has_fast_convolutions", lambda dtype: fast)
     train(small(street, tmp_path / "run", precision="mixed_bfloat16", steps=1, batch_size=1))
     said = "mixed_bfloat16 can be over ten times slower than float32 on this processor: stop here"
     assert (said in capsys.readouterr().out) is not fast
+
+
+@pytest.mark.parametrize(
+    ("asked", "quantize_aware", "fast", "expected"),
+    [
+        ("auto", False, True, "mixed_bfloat16"),
+        ("auto", False, False, "float32"),
+        ("auto", True, True, "float32"),
+        ("mixed_bfloat16", False, False, "mixed_bfloat16"),
+        ("float32", False, True, "float32"),
+    ],
+)
+def test_auto_takes_bfloat16_where_it_costs_no_time(
+    asked, quantize_aware, fast, expected, street, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("kseg.training_copy.has_fast_convolutions", lambda dtype: fast)
+    words = {"precision": asked, "quantize_aware": quantize_aware, "weights": "a.keras"}
+    config = small(street, tmp_path / "run", **words)
+    check(config)
+    assert resolve(config, open_dataset(config.data)).precision == expected
 
 
 def test_kept_files_carry_a_card_and_only_logits(run_folder):
