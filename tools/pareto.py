@@ -207,7 +207,7 @@ def draw(results: list[dict[str, Any]], path: Path, *, title: str) -> None:
         axes.plot(x, y, color="0.85", linewidth=0.8, zorder=1)
     axes.set_xscale("log")
     axes.set_xlim(right=2 * max(one["int8_ms"] for one in results))  # room for the last name
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set(xlabel="ms an image, one thread", ylabel="validation mIoU", title=title)
