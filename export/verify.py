@@ -25,7 +25,7 @@ from .interface import Interface
 from .operators import float_operators, layer_of, macs, read_network
 from .xnnpack import outside_xnnpack
 
-# LiteRT has reference kernels alone for these, some 45 times slower than int8's.
+# LiteRT has reference kernels alone for these, 25 to 45 times slower than int8's.
 SLOW, SLOW_IMAGES = ("int16x8",), 16
 SHOWN = 4  # images on which a file differs most, that are kept to be looked at
 FARTHEST_SHIFT = 0.25  # pixels; rounding has no direction, so that it stays far below
@@ -308,7 +308,7 @@ def structure_of(path: Path) -> Structure:
 def _notes(one: Artifact, structure: Structure | None, reference: Predictor) -> tuple[str, ...]:
     notes = []
     if one.variant in SLOW:
-        notes.append(f"proved on {one.images} images, since it is 45 times slower than int8")
+        notes.append(f"proved on {one.images} images: LiteRT computes {one.variant} slowly")
     if one.variant == "qat":
         notes.append("labels are compared with its own Keras model, mIoU with the float one")
     if one.variant in ("int8", "qat") and structure is not None and structure.floats:
