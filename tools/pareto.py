@@ -40,7 +40,6 @@ from tools.model_table import measured_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
 
 # Where a name may stand, points to the right of and above its point; the first free one is taken.
 NAME_OFFSETS = ((5, -9), (5, 5), (5, -18), (5, 14), (8, -3))
@@ -226,8 +225,11 @@ def _title(options: Pareto, day: str) -> str:
 
 
 def _name(axes: Axes, results: list[dict[str, Any]]) -> None:
-    """Write the name of each model near its int8 point, where no other name stands."""
-    taken: list[Bbox] = []
+    """Write the name of each model near its int8 point, where no name and no point stands."""
+    from matplotlib.transforms import Bbox
+
+    where = [axes.transData.transform((one["int8_ms"], one["int8_miou"])) for one in results]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in where]
     for one in sorted(results, key=lambda one: one["int8_ms"]):
         for offset in NAME_OFFSETS:
             text = axes.annotate(
