@@ -48,7 +48,8 @@ def read_model(path: Path) -> keras.Model:
     import kseg.models
 
     if keras.backend.backend() == "tensorflow":
-        import kseg.fake_quantization  # noqa: F401
+        import kseg.fake_quantization
+        import kseg.unpooling_forms  # noqa: F401
 
     if not path.is_file():
         raise UserError(f"no file {path}; expected a .keras file")

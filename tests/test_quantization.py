@@ -1,5 +1,8 @@
 """A quantisation-aware model rounds as its int8 file does."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -238,6 +241,20 @@ def test_a_saved_copy_computes_the_same(tmp_path):
 
     again, image = read_model(tmp_path / "m.keras"), drawn(*SIZE)[None].astype("float32")
     np.testing.assert_array_equal(again(image)["logits"], aware(image)["logits"])
+
+
+@pytest.mark.parametrize("name", ["swiftnet", "segnet"])  # segnet's copy has layers of unpooling
+def test_another_process_opens_a_saved_copy(name, tmp_path):
+    path = tmp_path / "aware.keras"
+    quantization_aware(build(name, (64, 64, 3), 4)).save(path)
+    program = (
+        "import sys; from pathlib import Path; from kseg.quiet import load_tensorflow;"
+        "load_tensorflow(); from kseg.weights import read_model;"
+        "print(read_model(Path(sys.argv[1])).name)"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    opened = subprocess.run(command, capture_output=True, text=True)
+    assert opened.stdout.strip() == name, opened.stderr
 
 
 def test_the_settings_of_a_run_go_on_gently():
