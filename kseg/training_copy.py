@@ -6,13 +6,16 @@ faster:
 - batch normalisation by one kernel; of Keras' single operations each is a pass over the whole map,
   three to six times the time and nearly half of a training step of a small net;
 - in bfloat16, a 1 x 1 convolution as a product of matrices, and so the gradient of the weights of
-  wider kernels that read many channels: two to eight times as fast as oneDNN's convolutions;
+  wider kernels that read many channels for the size of their map: up to eight times as fast as
+  oneDNN's convolutions;
 - in float32 on processors without AVX-512, the gradient of the weights of 3 x 3 kernels as
   products, too: 1.0 to 2.2 times as fast as oneDNN's kernel of AVX2;
 - a dilated depthwise convolution without the places of its kernel that meet nothing but padding:
   with a rate of 36 on 16 x 16 pixels an eighth of the time;
 - a 1 x 1 convolution with strides reads a picked map. That is for safety: where it reads 8
   channels, the gradient of its weights writes beyond its memory (TensorFlow 2.21 with oneDNN).
+  Picking the first pixel of cells takes a tenth of the time of a slice with strides;
+- a map times two matrices by two products of matrices, in a quarter of the time of einsum.
 
 XLA has no gradient of a nearest resize; for it pixels are repeated.
 """
@@ -20,16 +23,21 @@ XLA has no gradient of a nearest resize; for it pixels are repeated.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
+from kseg.products import MatrixProducts
 from kseg.upsampling import NearestResize
 
 # Read channels from which products of shifted maps are faster than the convolution (3 x 3, maps of
 # 8 to 16 pixels a side: 1.1 times at 512, 3.6 times at 3072); with fewer the shifts cost more.
 MANY_CHANNELS = 1024
+# The same on maps of few pixels (3 x 3, 256 channels, 16 x 16 pixels: 1.0 to 1.7 times as fast; 512
+# channels, 8 x 8 pixels: 1.6 to 2 times).
+SEVERAL_CHANNELS, FEW_PIXELS = 256, 256
 # The same in float32 without AVX-512 (3 x 3: 1.3 times as fast at 32, 2 times at 128; 0.8 at 16).
 SOME_CHANNELS = 32
 
@@ -108,13 +116,13 @@ class PointwiseConv2D(keras.layers.Conv2D):
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """Return the map (B, H, W, filters), strided, before the bias."""
-        rows, columns = self.strides
         if self.strides != (1, 1):
-            inputs = inputs[:, ::rows, ::columns]
+            inputs = _picked(inputs, *self.strides)
         kernel = tf.convert_to_tensor(kernel)
         if inputs.dtype != tf.bfloat16:
             return tf.nn.conv2d(inputs, kernel, 1, "VALID")
-        product = tf.matmul(tf.reshape(inputs, (-1, inputs.shape[-1])), kernel[0, 0])
+        pixels = tf.reshape(inputs, (-1, inputs.shape[-1]))
+        product = tf.matmul(pixels, tf.reshape(kernel, kernel.shape[2:]))
         return tf.reshape(product, (-1, *inputs.shape[1:3], self.filters))
 
 
@@ -167,6 +175,23 @@ class ProductGradientConv2D(keras.layers.Conv2D):
         return tf.reshape(tf.stack(products), (rows, columns, channels, self.filters))
 
 
+class SuccessiveProducts(keras.layers.Layer):
+    """What a layer of `MatrixProducts` does to (B, H, W, C), as two products of matrices."""
+
+    def __init__(self, layer: MatrixProducts) -> None:
+        """Take the matrices, the name and the type of a layer that has been called."""
+        super().__init__(name=layer.name, dtype=layer.dtype_policy)
+        self.matrices = layer.matrices(*layer.input.shape[1:3])
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Return `x` (B, H, W, C) as (B, new height, new width, C)."""
+        rows, columns = (tf.cast(matrix, x.dtype) for matrix in self.matrices)
+        height, width, channels = x.shape[1:]
+        x = tf.matmul(rows, tf.reshape(x, (-1, height, width * channels)))
+        x = tf.matmul(columns, tf.reshape(x, (-1, width, channels)))
+        return tf.reshape(x, (-1, rows.shape[0], columns.shape[0], channels))
+
+
 class ReachingDepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """A dilated `keras.layers.DepthwiseConv2D` of (B, H, W, C) that keeps the size of its map.
 
@@ -195,6 +220,16 @@ class RepeatedPixels(NearestResize):
         return tf.reshape(
             tf.tile(cells, (1, 1, rows, 1, columns, 1)), (-1, self.height, self.width, channels)
         )
+
+
+def _picked(x: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
+    """Return every so-many-th row and column of (B, H, W, C), the first among them."""
+    height, width, channels = x.shape[1:]
+    if not (height and width) or height % rows or width % columns:
+        return x[:, ::rows, ::columns]
+    cells = tf.reshape(x, (-1, rows, width // columns, columns * channels))
+    firsts = tf.slice(cells, (0, 0, 0, 0), (-1, 1, -1, channels))
+    return tf.reshape(firsts, (-1, height // rows, width // columns, channels))
 
 
 def _reach(size: int, dilation: int, extent: int) -> tuple[slice, int]:
@@ -232,6 +267,8 @@ def _synchronized(layer: keras.Layer, *, jit: bool) -> keras.Layer:
 
 def _other(layer: keras.Layer, *, jit: bool) -> keras.Layer:
     kind = type(layer)
+    if isinstance(layer, MatrixProducts):
+        return SuccessiveProducts(layer)
     if jit and kind is NearestResize and _by_whole_factors(layer):
         kind = RepeatedPixels
     if kind is keras.layers.Conv2D and layer.groups == 1 and layer.data_format == "channels_last":
@@ -256,7 +293,10 @@ def _keeps_size(layer: keras.layers.Conv2D | keras.layers.DepthwiseConv2D) -> bo
 
 
 def _slow_gradient_in_bfloat16(layer: keras.layers.Conv2D) -> bool:
-    return layer.compute_dtype == "bfloat16" and layer.input.shape[-1] >= MANY_CHANNELS
+    *size, channels = layer.input.shape[1:]
+    small = None not in size and math.prod(size) <= FEW_PIXELS
+    many = channels >= MANY_CHANNELS or (small and channels >= SEVERAL_CHANNELS)
+    return layer.compute_dtype == "bfloat16" and many
 
 
 def _slow_gradient_in_float32(layer: keras.layers.Conv2D) -> bool:

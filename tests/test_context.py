@@ -1,4 +1,4 @@
-"""What makes OCRNet, DenseASPP, DeepLab v3+, HRNet and ResNet-38 what they are."""
+"""What makes OCRNet, DenseASPP, DeepLab v3+, PSPNet, HRNet and ResNet-38 what they are."""
 
 import keras
 import numpy as np
@@ -233,3 +233,13 @@ def test_resnet38_projects_the_activated_map():
         assert read is model.get_layer(f"{name}_relu").output
     projected = {layer.name for layer in model.layers if layer.name.endswith("_shortcut")}
     assert projected == {f"level{level}_block1_shortcut" for level in range(2, 8)}
+
+
+def test_pspnet_drops_whole_channels():
+    keras.utils.set_random_seed(2)
+    model = build("pspnet", (64, 96, 3), 2, {"backbone": "resnet18", "dropout": 0.5})
+    drop = model.get_layer("head_dropout")
+    ones = keras.ops.ones((2, *drop.input.shape[1:]))
+    kept = np.asarray(drop(ones, training=True))
+    # All of a channel or none of it, made up for by 1 / (1 - 0.5).
+    assert set(np.unique(kept.min((1, 2)))) == set(np.unique(kept)) == {0.0, 2.0}

@@ -10,12 +10,14 @@ import tensorflow as tf
 from keras import layers
 
 import kseg.training_copy
+from kseg.blocks import AdaptiveAverage
 from kseg.quiet import prepare_tensorflow
 from kseg.training_copy import (
     FusedBatchNormalization,
     PointwiseConv2D,
     ProductGradientConv2D,
     ReachingDepthwiseConv2D,
+    SuccessiveProducts,
     _reach,
     has_fast_convolutions,
     training_copy,
@@ -103,11 +105,11 @@ def map_gradient(request, monkeypatch):
         monkeypatch.setattr(kseg.training_copy, "has_fast_convolutions", lambda dtype: False)
 
 
-def outputs_and_gradients(made, options, dtype):
+def outputs_and_gradients(made, options, dtype, size=(5, 7)):
     """Output, and gradients of map and weights, of -1, 0 and 1: no sum exceeds 256, so that
     bfloat16 holds every one exactly."""
     rng = np.random.default_rng(4)
-    x = tf.constant(rng.integers(-1, 2, (2, 5, 7, 3)).astype("float32"))
+    x = tf.constant(rng.integers(-1, 2, (2, *size, 3)).astype("float32"))
     x = tf.cast(x, dtype.removeprefix("mixed_"))
     layer = made(dtype=dtype, **options)
     layer.build(x.shape)
@@ -121,8 +123,8 @@ def outputs_and_gradients(made, options, dtype):
     return [tf.cast(value, tf.float32).numpy() for value in (y, *gradients)]
 
 
-def assert_same_as_keras(made, kind, options, dtype):
-    found = [outputs_and_gradients(one, options, dtype) for one in (made, kind)]
+def assert_same_as_keras(made, kind, options, dtype, size=(5, 7)):
+    found = [outputs_and_gradients(one, options, dtype, size) for one in (made, kind)]
     for theirs, ours in zip(*found, strict=True):
         assert np.any(theirs)
         np.testing.assert_array_equal(ours, theirs)
@@ -181,6 +183,52 @@ def convolutions(dtype):
         layers.Conv2D(4, 1, groups=4, name="grouped", dtype=dtype),
     ]
     return keras.Model(image, [layer(x) for layer in layers_])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("strides", [(2, 2), (3, 2), (1, 4)])
+def test_strides_that_divide_the_map_pick_its_pixels(strides, dtype):
+    options = {"filters": 4, "kernel_size": 1, "strides": strides}
+    assert_same_as_keras(layers.Conv2D, PointwiseConv2D, options, dtype, size=(6, 8))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_products_give_what_einsum_gives(dtype):
+    image = keras.Input((5, 7, 3), dtype=dtype)
+    model = keras.Model(image, AdaptiveAverage(3, dtype=dtype, name="cells")(image))
+    copy = training_copy(model)
+    assert type(copy.get_layer("cells")) is SuccessiveProducts
+    rng = np.random.default_rng(6)
+    x = tf.cast(rng.normal(size=(2, 5, 7, 3)), dtype)
+    upstream = tf.cast(rng.normal(size=(2, 3, 3, 3)), dtype)
+    found = []
+    for one in (model, copy):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = one(x, training=True)
+        found.append([y, tape.gradient(y, x, output_gradients=upstream)])
+    # bfloat16 holds 8 bits; each of the two products rounds to them.
+    tolerance = 1e-6 if dtype == "float32" else 2**-7
+    for theirs, ours in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype == dtype
+        theirs, ours = (tf.cast(one, tf.float32) for one in (theirs, ours))
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        ((16, 16, 256), ProductGradientConv2D),
+        ((16, 17, 256), layers.Conv2D),
+        ((16, 16, 255), layers.Conv2D),
+        ((32, 32, 1024), ProductGradientConv2D),
+        ((None, None, 512), layers.Conv2D),
+    ],
+)
+def test_gradients_are_products_where_channels_are_many_for_the_map(shape, kind):
+    image = keras.Input(shape, dtype="bfloat16")
+    x = layers.Conv2D(4, 3, padding="same", name="conv", dtype="mixed_bfloat16")(image)
+    assert type(training_copy(keras.Model(image, x)).get_layer("conv")) is kind
 
 
 @pytest.mark.parametrize(

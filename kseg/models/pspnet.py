@@ -58,7 +58,7 @@ def PSPNet(
             segmentation_models.pytorch is 1.
         head_channels: channels of that convolution.
         classifier_kernel: side of the classifier; that of segmentation_models.pytorch is 3.
-        dropout: rate in front of the classifiers.
+        dropout: rate in front of the classifiers; of whole channels, as in the authors' code.
         aux: add a training-only head on the last but one stage, of weight 0.4.
 
     Returns:
@@ -75,6 +75,7 @@ def PSPNet(
         The 7x7 stem is the default. Every unit of a dilated stage is dilated as in the authors'
         network where the backbone is a ResNet of bottlenecks; others keep the first unit of a
         stage at the rate before. By default resizing has half-pixel centres, not aligned corners.
+        The auxiliary head is torchvision's, whose dropout is of single values.
     """
     check_size(input_shape, num_classes, backbone=backbone, form=form)
     size = input_shape[:2]
@@ -83,7 +84,7 @@ def PSPNet(
     features = build(image, output_stride=output_stride, weights=backbone_weights, form=form)
     x = _pyramid_pooling(features.stages[stages - 1], bins, single_cell_bn, align_corners)
     x = conv_bn_relu(x, head_channels, kernel=head_kernel, name="head")
-    x = layers.Dropout(dropout, name="head_dropout")(x)
+    x = layers.SpatialDropout2D(dropout, name="head_dropout")(x)
     logits = classifier(x, num_classes, size, kernel=classifier_kernel, align_corners=align_corners)
     outputs = {"logits": logits}
     if aux:
