@@ -69,7 +69,7 @@ def export_run(config: ExportConfig) -> list[Artifact]:
 def _models(config: ExportConfig, source: Path) -> list[Predictor]:
     """Return the float model at each size that is wanted."""
     sizes = dict.fromkeys(config.size) or (None,)
-    return [_plain(load(source, eval_size=size, last=config.last)) for size in sizes]
+    return [load(source, eval_size=size, last=config.last).without_quantization() for size in sizes]
 
 
 def _spec(source: Path, predictor: Predictor) -> str:
@@ -106,12 +106,14 @@ def verify_file(config: VerifyConfig) -> list[Artifact]:
         The file as an artifact.
 
     Raises:
-        UserError: if the file, the run or its data cannot be used.
+        UserError: if the file, the run or its data cannot be used, or the file was written from a
+            quantisation-aware training that is not there.
         Failure: if the file cannot be opened because its scales contradict each other.
     """
     _check_numbers(config)
     file = _opened(config)
-    reference = _plain(load(config.against, eval_size=file.size, last=config.last))
+    named = load(config.against, eval_size=file.size, last=config.last)
+    reference = named.without_quantization()
     from kseg.data.dataset import open_dataset
 
     from .writer import verify_model
@@ -125,10 +127,40 @@ def verify_file(config: VerifyConfig) -> list[Artifact]:
         file,
         reference,
         open_dataset(spec),
+        quantisation_aware=_origin(file, named, config.against),
         folder=config.out,
         demands=_demands(config),
         fed_as=config.feed,
     )
+
+
+def _origin(file: Predictor, named: Predictor, against: Path) -> Predictor | None:
+    """Return the quantisation-aware model that a file was written from; None for other files.
+
+    Raises:
+        UserError: if that model is not there.
+    """
+    from .operators import is_quantised, read_network
+
+    if file.path.suffix != ".tflite" or not is_quantised(read_network(file.path)):
+        return None
+    if named.quantize_aware:
+        # Another program's file does not say what it was written from.
+        return named if file.quantize_aware or not file.card.model else None
+    if not file.quantize_aware:
+        return None
+    trained = _trained_in(against).folder
+    if not Run.is_run(trained):
+        raise UserError(
+            f"{file.path} was written from a quantisation-aware training, which changes labels, "
+            f"and {against} holds none; name the run of that training with --against"
+        )
+    return load(trained, eval_size=file.size)
+
+
+def _trained_in(run: Path) -> Run:
+    """Return the run in which export goes on with a run, quantisation-aware."""
+    return Run(run / "qat")
 
 
 def _opened(config: VerifyConfig) -> Predictor:
@@ -155,21 +187,6 @@ def _contradiction(path: Path) -> str | None:
         return None
 
 
-def _plain(predictor: Predictor) -> Predictor:
-    """Return the float model of a quantisation-aware one; any other as it is."""
-    card = predictor.card
-    if not card.extra.get("quantize_aware"):
-        return predictor
-    from kseg.models import build, inference_model
-    from kseg.quantization import without_quantization
-
-    size = (*predictor.size, 3)
-    model = inference_model(build(card.model, size, predictor.num_classes, dict(card.options)))
-    without_quantization(predictor.model, model)
-    plain = replace(card, extra={k: v for k, v in card.extra.items() if k != "quantize_aware"})
-    return replace(Predictor.from_keras(model, plain), path=predictor.path)
-
-
 def _rounded(run: Run, config: ExportConfig, size: tuple[int, int]) -> Predictor:
     """Return the quantisation-aware model of the run itself, or of RUN/qat, trained to its end."""
     settings = run.config()
@@ -179,7 +196,7 @@ def _rounded(run: Run, config: ExportConfig, size: tuple[int, int]) -> Predictor
     from kseg import checkpoint
     from kseg.train import train
 
-    inner = Run(run.folder / "qat")
+    inner = _trained_in(run.folder)
     if not Run.is_run(inner.folder):
         wanted = quantize_aware_config(settings)
         wanted = replace(wanted, weights=str(run.folder), run=inner.folder)

@@ -11,7 +11,7 @@ class Demands:
 
     Attributes:
         min_agreement: labels equal to Keras's, per cent; None takes 99.9 for float32, 99.5 for
-            float16, 99 for quantisation-aware files against their own Keras model, else 95.
+            float16, 99.5 for quantisation-aware files against their own Keras model, else 95.
         max_drop: how much mean IoU a file may lose against the float model, points; None for any.
         calibration_images: how many training images set the int8 ranges.
         verify_images: how many validation images the proof takes; None takes all.

@@ -120,7 +120,7 @@ def prove(
     bytes; mean IoU is taken at each mask's own size.
 
     Args:
-        reference: the Keras model.
+        reference: the Keras model in float, of the weights that the files were written from.
         artifacts: the files.
         seen: images as the model sees them; of a slow file, only the first `SLOW_IMAGES` count.
         seconds: how long each file is timed.

@@ -100,6 +100,7 @@ def verify_model(
     reference: Predictor,
     dataset: Dataset,
     *,
+    quantisation_aware: Predictor | None = None,
     folder: Path | None = None,
     demands: Demands = DEFAULT_DEMANDS,
     fed_as: Feed = "bytes",
@@ -108,8 +109,10 @@ def verify_model(
 
     Args:
         file: the opened file.
-        reference: the Keras model, at the file's size.
+        reference: the Keras model in float, at the file's size.
         dataset: gives validation images.
+        quantisation_aware: the model in whole numbers that the file was written from, if so: the
+            labels are to be its labels, IoU is compared with `reference` as ever.
         folder: where NAME.certificate.json and .html go; beside the file by default.
         demands: what the file must reach.
         fed_as: the form of the images that clients give the file.
@@ -124,13 +127,13 @@ def verify_model(
             f"{reference.num_classes}; they are not the same model"
         )
     target = _target(file.path)
-    one = measured(file.path, target, _variant(file.path, target), demands.min_agreement)
-    one = replace(one, fed_as=fed_as)
-    seen = views(reference, dataset, limit=demands.verify_images)
-    (proof,) = prove(reference, [one], seen, seconds=demands.seconds)
+    variant = _variant(file.path, target) if quantisation_aware is None else "qat"
+    one = replace(measured(file.path, target, variant, demands.min_agreement), fed_as=fed_as)
+    model = quantisation_aware or reference
+    (proof,) = _compared(model, reference, dataset, [one], demands)
     # What explains the whole file comes before what it does to single kernels.
     known = proof.faults or target != "tflite"
-    faults = () if known else faults_beside_twin(file.path, reference)
+    faults = () if known else faults_beside_twin(file.path, model.without_quantization())
     more = (*(fault.sentence for fault in faults), *budget.over(proof, demands.max_drop))
     one = replace(proof.artifact, reasons=(*proof.artifact.reasons, *more))
     proof = replace(proof, artifact=one, faults=(*proof.faults, *faults))
@@ -200,11 +203,11 @@ def _proved(work: _Work, plan: Mapping[str, tuple[str, ...]], suffix: str) -> li
                 trained.append((len(written) + len(trained), path))
             else:
                 written.append(_write(work, target, variant, path, work.predictor))
-    proofs = _compared(work, work.predictor, written)
+    proofs = _compared(work.predictor, work.predictor, work.dataset, written, work.demands)
     for place, path in trained:
         model = work.trained()
         one = _write(work, "tflite", "qat", path, model)
-        proofs[place:place] = _compared(work, model, [one])
+        proofs[place:place] = _compared(model, work.predictor, work.dataset, [one], work.demands)
     return _told_slow([_within_budget(work, proof, proofs) for proof in proofs])
 
 
@@ -235,19 +238,25 @@ def _write(work: _Work, target: str, variant: str, path: Path, model: Predictor)
 
 def _embedded(work: _Work, path: Path, target: str, variant: str) -> Artifact:
     card = replace(work.predictor.card, output=work.interface.output, version=VERSION)
+    if variant == "qat":
+        card = replace(card, extra={**card.extra, "quantize_aware": True})
     cards.embed(path, card)
     return measured(path, target, variant, work.demands.min_agreement)
 
 
 def _compared(
-    work: _Work, model: Predictor, files: Sequence[Artifact], *, seconds: float | None = None
+    model: Predictor,
+    reference: Predictor,
+    dataset: Dataset,
+    files: Sequence[Artifact],
+    demands: Demands,
 ) -> list[Proof]:
     """Prove files against the Keras model they were written from, IoU against the float one."""
     if not files:
         return []
-    scored = None if model is work.predictor else work.predictor
-    seen = views(model, work.dataset, limit=work.demands.verify_images, scored_by=scored)
-    return prove(model, files, seen, seconds=work.demands.seconds if seconds is None else seconds)
+    scored = None if model is reference else reference
+    seen = views(model, dataset, limit=demands.verify_images, scored_by=scored)
+    return prove(model.without_quantization(), files, seen, seconds=demands.seconds)
 
 
 def _within_budget(work: _Work, proof: Proof, proofs: Sequence[Proof]) -> Proof:
@@ -265,7 +274,7 @@ def _within_budget(work: _Work, proof: Proof, proofs: Sequence[Proof]) -> Proof:
         samples=work.samples(MORE_IMAGES),
         interface=work.interface,
         prove=lambda write: _attempted(work, proof.artifact, write),
-        train=None if work.quantisation_aware is None else lambda: work.trained().model,
+        train=None if work.quantisation_aware is None else lambda: _trained(work, proof.artifact),
         told=lambda attempt: Console().print(attempt.sentence, soft_wrap=True),
     )
     chosen = budget.within_budget(proof, remedies, max_drop=limit)
@@ -273,12 +282,26 @@ def _within_budget(work: _Work, proof: Proof, proofs: Sequence[Proof]) -> Proof:
 
 
 def _attempted(work: _Work, first: Artifact, write: Callable[[Path], None]) -> Proof:
-    """Write and prove another file in place of one; each attempt has a folder of its own."""
-    folder = Path(tempfile.mkdtemp(dir=work.staging))
-    path = folder / first.path.name
+    """Write and prove another file in place of one."""
+    path = _aside(work, first)
     write(path)
-    one = _embedded(work, path, first.target, first.variant)
-    return _compared(work, work.predictor, [one], seconds=0)[0]
+    return _untimed(work, work.predictor, _embedded(work, path, first.target, first.variant))
+
+
+def _trained(work: _Work, first: Artifact) -> Proof:
+    """Write the quantisation-aware model in place of a file, and prove it by its own labels."""
+    model = work.trained()
+    return _untimed(work, model, _write(work, first.target, "qat", _aside(work, first), model))
+
+
+def _aside(work: _Work, first: Artifact) -> Path:
+    """Return where an attempt goes: each has a folder of its own."""
+    return Path(tempfile.mkdtemp(dir=work.staging)) / first.path.name
+
+
+def _untimed(work: _Work, model: Predictor, one: Artifact) -> Proof:
+    demands = replace(work.demands, seconds=0)
+    return _compared(model, work.predictor, work.dataset, [one], demands)[0]
 
 
 def _check(predictor: Predictor, dataset: Dataset, *, splits: Sequence[str]) -> None:

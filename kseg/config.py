@@ -260,7 +260,7 @@ class ExportConfig:
     data: Text = None
     """Data set for calibration and proof. Default: the one the run was trained on."""
     min_agreement: Annotated[float | None, arg(metavar="PERCENT", help_behavior_hint="")] = None
-    """Least share of labels equal to Keras's. Default: 99.9, float16 99.5, qat 99, else 95."""
+    """Least share of labels equal to Keras's. Default: 99.9, float16 99.5, qat 99.5, else 95."""
     max_drop: Annotated[float | None, arg(metavar="POINTS", help_behavior_hint="")] = None
     """Mean IoU that a file may lose. An int8 file that loses more is mended, or rejected."""
     calibration_images: int = 100
@@ -289,7 +289,7 @@ class VerifyConfig:
     data: Text = None
     """Data set of the proof. Default: the one the run was trained on."""
     min_agreement: Annotated[float | None, arg(metavar="PERCENT", help_behavior_hint="")] = None
-    """Least share of labels equal to Keras's. Default: 99.9, float16 99.5, qat 99, else 95."""
+    """Least share of labels equal to Keras's. Default: 99.9, float16 99.5, qat 99.5, else 95."""
     max_drop: Annotated[float | None, arg(metavar="POINTS", help_behavior_hint="")] = None
     """Mean IoU that the file may lose against the float model."""
     verify_images: Count = None

@@ -85,6 +85,11 @@ class Predictor:
         return self.runtime.num_classes is not None or bool(self.card.model)
 
     @property
+    def quantize_aware(self) -> bool:
+        """Whether it is a quantisation-aware model, or a file written from one."""
+        return bool(self.card.extra.get("quantize_aware"))
+
+    @property
     def output(self) -> runtimes.Output:
         """Whether the file gives "logits" or "classes"."""
         return self.runtime.output
@@ -177,6 +182,21 @@ class Predictor:
             return self
         card, runtime = _at_size(self.path, self.card, self.runtime, size)
         return Predictor(self.path, _checked(self.path, card, runtime), runtime)
+
+    def without_quantization(self) -> Predictor:
+        """Return the float model of a quantisation-aware one; any other as it is."""
+        if self.model is None or not self.quantize_aware:
+            return self
+        from kseg.models import build, inference_model
+        from kseg.quantization import without_quantization
+
+        card = self.card
+        model = build(card.model, (*self.size, 3), self.num_classes, dict(card.options))
+        model = inference_model(model)
+        without_quantization(self.model, model)
+        extra = {name: value for name, value in card.extra.items() if name != "quantize_aware"}
+        plain = Predictor.from_keras(model, dataclasses.replace(card, extra=extra))
+        return dataclasses.replace(plain, path=self.path)
 
     def scaled(self, scale: float) -> Predictor:
         """Return a predictor that sees images `scale` times as large, to a multiple of 32.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from kseg import card as cards
 from kseg.errors import UserError
 from kseg.published.checkpoint import refuse_checkpoint
 
+_UNKNOWN = re.compile("Could not locate (?:class|function) '([^']+)'")
 APPLICATIONS_URL = "https://storage.googleapis.com/tensorflow/keras-applications/"
 
 
@@ -61,14 +63,24 @@ def read_model(path: Path) -> keras.Model:
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises almost anything on a damaged archive
-        if "safe_mode" in str(error) or "unsafe" in str(error):
-            raise UserError(
-                f"{path} holds Python code (a Lambda layer) that would run on loading; kseg does "
-                "not load it. Build the model without Lambda layers and save it again"
-            ) from error
-        raise UserError(
-            f"{path} cannot be opened: {_first_line(error)}. The file is damaged; write it again"
-        ) from error
+        raise UserError(f"{path} {_refusal(error)}") from error
+
+
+def _refusal(error: Exception) -> str:
+    """Return why a `.keras` file cannot be opened, from what Keras said."""
+    said = str(error)
+    if "safe_mode" in said or "unsafe" in said:
+        return (
+            "holds Python code (a Lambda layer) that would run on loading; kseg does not load it. "
+            "Build the model without Lambda layers and save it again"
+        )
+    unknown = _UNKNOWN.search(said)
+    if unknown is not None:
+        return (
+            f"cannot be opened: it holds {unknown[1]}, which is neither of Keras nor of kseg. "
+            "Build the model of their layers alone and save it again"
+        )
+    return f"cannot be opened: {_first_line(error)}. The file is damaged; write it again"
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:
@@ -280,4 +292,6 @@ def _import(source: keras.Model, target: keras.Model, published: Published) -> N
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # Keras says what is wrong with a layer behind what holds it.
+    said = str(error).rpartition("Exception encountered: ")[2].strip()
+    return said.splitlines()[0].rstrip(".") if said else type(error).__name__

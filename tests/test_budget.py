@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from tiny import CARD, QUICK, SIZE, DrawnData, OwnLabels, drawn, tiny_model
 
+import kseg.export.budget
 import kseg.export.tflite
 from kseg.export import show
-from kseg.export.budget import layer_of, layers_of
+from kseg.export.budget import Recipe, layer_of, layers_of
 from kseg.export.calibrate import calibration_samples
 from kseg.export.layerwise import Noise
 from kseg.export.operators import float_operators, read_network
 from kseg.export.post_training import correct_biases, equalised, set_ranges
 from kseg.export.writer import export_model
-from kseg.inference import Predictor
+from kseg.inference import Predictor, load
 from kseg.quantization import quantization_aware
 
 PLAN = {"tflite": ("float32", "int8")}
@@ -166,6 +167,33 @@ def test_a_budget_that_cannot_be_met_is_a_failure(tmp_path, monkeypatch, capsys)
     assert "--max-drop allows 0.5" in artifacts[1].reasons[-1]
     assert show(artifacts) == 1
     assert "--max-drop allows 0.5" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_trained_file_is_proved_by_its_own_labels(tmp_path, monkeypatch):
+    """As far as training may have moved it: another net, which knows the labels."""
+    plain, trained = predictor(uneven_model()), tiny_model(seed=7)
+    aware = quantization_aware(trained)
+    set_ranges(aware, trained, images(), percentile=100)
+    aware = predictor(aware)
+    proved = kseg.export.budget._proved
+    # Of the recipes, only one that brings nothing.
+    monkeypatch.setattr(
+        kseg.export.budget, "_proved", lambda recipe, remedies: proved(Recipe(99.99), remedies)
+    )
+    _, one = export_model(
+        plain,
+        OwnLabels(aware),
+        folder=tmp_path,
+        plan=PLAN,
+        quantisation_aware=lambda: aware,
+        demands=replace(QUICK, max_drop=0.0),
+    )
+    assert (one.path, one.variant) == (tmp_path / "model-int8.tflite", "qat")
+    assert one.accepted
+    assert one.agreement == 100
+    assert one.miou == 1
+    assert np.mean(aware.class_map(drawn(*SIZE)) == plain.class_map(drawn(*SIZE))) < 0.95
+    assert load(one.path).quantize_aware  # so that `kseg verify` compares it alike
 
 
 def test_noise_is_told_by_layer():

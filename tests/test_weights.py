@@ -1,5 +1,7 @@
 """Copying weights between models: what fits, what may differ, what is said otherwise."""
 
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,13 @@ from keras import layers
 
 from kseg.errors import UserError
 from kseg.models import build
-from kseg.weights import Published, copy_weights, initialise_from, load_backbone_weights
+from kseg.weights import (
+    Published,
+    copy_weights,
+    initialise_from,
+    load_backbone_weights,
+    read_model,
+)
 
 
 def tiny(classes=3, *, width=8, aux=False, size=32):
@@ -128,6 +136,36 @@ def test_initialise_from_a_damaged_file(tmp_path):
     path.write_bytes(whole[:200] + bytes(30) + whole[230:])
     with pytest.raises(UserError, match="m.keras cannot be opened: .* The file is damaged"):
         initialise_from(tiny(), path)
+
+
+@keras.saving.register_keras_serializable("another program's")
+class Strange(layers.Layer):
+    """A layer that no other process knows."""
+
+    def call(self, x):
+        return x
+
+
+def test_a_layer_of_another_program_is_named(tmp_path, monkeypatch):
+    image = keras.Input((8, 8, 3))
+    path = tmp_path / "m.keras"
+    keras.Model(image, Strange()(image)).save(path)
+    name = keras.saving.get_registered_name(Strange)
+    monkeypatch.delitem(keras.saving.get_custom_objects(), name)
+    with pytest.raises(UserError, match="it holds Strange, which is neither of Keras nor of kseg"):
+        read_model(path)
+
+
+def test_what_is_wrong_with_a_layer_is_told(tmp_path):
+    whole, path = tmp_path / "whole.keras", tmp_path / "m.keras"
+    image = keras.Input((8, 8, 3))
+    keras.Model(image, layers.Conv2D(2, 1)(image)).save(whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as changed:
+        for name in source.namelist():
+            text = source.read(name)
+            changed.writestr(name, text.replace(b'"filters": 2', b'"filters": -2'))
+    with pytest.raises(UserError, match=r"opened: Invalid .*filters=-2\. The file is damaged"):
+        read_model(path)
 
 
 def test_initialise_from_refuses_code(tmp_path):
