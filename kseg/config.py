@@ -282,7 +282,7 @@ class VerifyConfig:
     file: Annotated[Positional[Path], arg(metavar="FILE")]
     """.tflite, .onnx or SavedModel."""
     against: Annotated[Path, arg(metavar="RUN|FILE.keras")]
-    """What the file must behave like."""
+    """What the file must behave like. Of a qat file, its own training is taken, in RUN/qat."""
     feed: Feed = "bytes"
     """Images that clients give the file: of 0..255, 0..1, -1..1, or less ImageNet's mean and by its
     deviation."""
