@@ -12,13 +12,12 @@ import numpy as np
 
 from kseg.config import Feed
 
-from .layerwise import kernel_differences, layer_noise
+from .kernels import WRONG_SCALE, kernel_differences
+from .layerwise import layer_noise
 from .operators import Network, Operator
 
 TOLERANCE = 0.01  # of scales that have to be equal
-# What rounding a kernel to 8 bits stays far below: the logarithm of its factor, and its error as a
-# share of its size.
-WRONG_SCALE, OTHER_KERNEL = 0.1, 0.25
+OTHER_KERNEL = 0.25  # error as a share of a kernel's size, which 8 bits stay far below
 CLIPPED = 5.0  # per cent of values; extremes of calibration images leave out far fewer
 # Where an operator has its input, kernel and bias.
 _BIASED = {

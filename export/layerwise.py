@@ -14,9 +14,8 @@ from kseg.config import Feed
 from kseg.quiet import quiet
 from kseg.runtimes import set_image
 
-from .operators import Network, Tensor, read_network
+from .operators import Network, read_network
 
-SILENCED = 0.1  # of a channel, below which it counts as gone
 _SILENT = 1e-30  # power below which a map counts as zero
 
 
@@ -65,7 +64,7 @@ def layer_noise(
         One entry an operator that both have, in the order of the file.
     """
     network = read_network(path)
-    ours, theirs = _keeping(path), _keeping(float_path)
+    ours, theirs = interpreter_of_all(path), interpreter_of_all(float_path)
     names = _shared(ours, theirs, network)
     sums = {name: np.zeros(3) for name in names}  # signal, noise, share clipped
     for image in images:
@@ -73,59 +72,6 @@ def layer_noise(
             power, error = np.sum(wanted**2), np.sum((value - wanted) ** 2)
             sums[name] += power, error, _clipped(network, names[name][0], wanted)
     return list(_noises(network, names, sums, count=len(images)))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How a kernel of a file differs from the float file's, in the channel it differs most in.
-
-    Attributes:
-        factor: the held values as a multiple of the wanted ones, by least squares.
-        error: what that leaves, root mean square, as a share of the wanted values' size.
-    """
-
-    factor: float
-    error: float
-
-
-def kernel_differences(path: Path, float_path: Path) -> dict[str, Difference]:
-    """Return how the kernels of a file differ from the float file's, by their names.
-
-    Kernels whose names or shapes the files do not share are left out.
-    """
-    network, ours, theirs = read_network(path), _keeping(path), _keeping(float_path)
-    float_ones = {t["name"]: t for t in theirs.get_tensor_details() if t["dtype"] == np.float32}
-    found = {}
-    for tensor in network.tensors:
-        other = float_ones.get(tensor.name)
-        is_kernel = tensor.constant and len(tensor.shape) > 1 and other
-        if not is_kernel or tuple(other["shape"]) != tensor.shape:
-            continue
-        if tensor.scales or tensor.dtype == "float32":
-            wanted = theirs.get_tensor(other["index"])
-            found[tensor.name] = _difference(tensor, ours.get_tensor(tensor.index), wanted)
-    return found
-
-
-def _difference(tensor: Tensor, raw: np.ndarray, wanted: np.ndarray) -> Difference:
-    rows = (len(tensor.scales), -1) if len(tensor.scales) > 1 else (1, -1)
-    scales = np.array(tensor.scales or (1.0,))[:, None]
-    held, wanted = (
-        np.moveaxis(values.astype("float64"), tensor.axis or 0, 0).reshape(rows)
-        for values in (raw, wanted)
-    )
-    held = held * scales
-    power = np.sum(wanted**2, axis=1)
-    held, wanted, power = (values[power > 0] for values in (held, wanted, power))
-    if not len(power):
-        return Difference(1.0, 0.0)
-    factors = np.sum(held * wanted, axis=1) / power
-    errors = np.sqrt(np.sum((held - factors[:, None] * wanted) ** 2, axis=1) / power)
-    # A channel that is all zeros in the file is another kernel, not one of another scale.
-    errors = np.maximum(errors, factors < SILENCED)
-    return Difference(
-        float(factors[np.argmax(np.abs(np.log(np.maximum(factors, 1e-6))))]), float(errors.max())
-    )
 
 
 def _noises(
@@ -146,7 +92,7 @@ def _decibels(power: float, error: float) -> float:
     return math.inf if error <= _SILENT else 10 * math.log10(max(power, _SILENT) / error)
 
 
-def _keeping(path: Path) -> Interpreter:
+def interpreter_of_all(path: Path) -> Interpreter:
     """Return an interpreter that keeps every result, which delegates would not."""
     with quiet():
         interpreter = Interpreter(
