@@ -219,6 +219,8 @@ class _Account:
         if before is not None and before.factors.shape == factors.shape:
             factors = _undone(one, before)
             self._note(before, before.factors / factors, before.far)
+        elif before is not None:  # in groups, or flattened: what it makes good is not told
+            self._note(before, np.ones(len(before.factors)), before.far)
         given = _factors(_rows(one.held * factors), _rows(one.wanted))
         self._enter(name, factors, given)
         return _own(name, given)
