@@ -171,6 +171,19 @@ def is_quantised(network: Network) -> bool:
     )
 
 
+def number_format(network: Network) -> str:
+    """Return what a file computes with, as `--quantize` calls it, or "float32"."""
+    results = [tensor for operator in network.operators for tensor in network.results(operator)]
+    if any(tensor.scales and tensor.dtype == "int16" for tensor in results):
+        return "int16x8"
+    if is_quantised(network):
+        return "int8"
+    weights = {one.dtype for one in network.tensors if one.constant and len(one.shape) > 1}
+    if weights & {"int8", "uint8"}:
+        return "dynamic"
+    return "float16" if "float16" in weights else "float32"
+
+
 def float_operators(network: Network) -> list[Operator]:
     """Return the operators of a quantised file that compute in float, for want of a kernel.
 

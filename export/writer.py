@@ -30,7 +30,7 @@ from .calibrate import Samples, calibration_names, calibration_samples
 from .comparison import spread, views
 from .demands import Demands
 from .interface import Interface
-from .operators import is_quantised, read_network
+from .operators import number_format, read_network
 from .speed import why_slower
 from .verify import Proof, faults_beside_twin, prove, timed
 
@@ -164,9 +164,8 @@ def _target(path: Path) -> str:
 
 
 def _variant(path: Path, target: str) -> str:
-    """Return "int8" for a file that computes in integers."""
-    whole = target == "tflite" and is_quantised(read_network(path))
-    return "int8" if whole else "float32"
+    """Return what a file of another program would be called here."""
+    return number_format(read_network(path)) if target == "tflite" else "float32"
 
 
 @dataclass(frozen=True)

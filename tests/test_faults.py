@@ -57,6 +57,30 @@ def verified(path, source, demands=QUICK):
     return one, told
 
 
+@pytest.mark.parametrize(
+    ("variant", "least"),
+    [("float32", 99.9), ("float16", 99.5), ("int8", 95), ("int16x8", 95)],
+)
+def test_a_file_is_held_to_what_export_holds_it_to(variant, least, source, tmp_path):
+    """The file is without a card, as another program's: its tensors tell what it is."""
+    one, told = verified(written(tmp_path, net(), variant), source)
+    assert (one.variant, one.min_agreement) == (variant, least)
+    assert one.accepted
+    assert not told
+
+
+def test_a_dynamic_file_is_held_to_what_export_holds_it_to(tmp_path):
+    image = keras.Input((*SIZE, 3), name="image")
+    x = layers.Conv2D(64, 3, padding="same", activation="relu", name="wide")(image)
+    model = keras.Model(image, {"logits": layers.Conv2D(3, 1, name="last")(x)}, name="wide_net")
+    path = tmp_path / "best.keras"
+    model.save(path)
+    cards.embed(path, CARD)
+    one, _ = verified(written(tmp_path, model, "dynamic"), load(path))
+    # The 1728 weights of one kernel are enough for the converter to round them.
+    assert (one.variant, one.min_agreement) == ("dynamic", 95)
+
+
 def behind(model, change):
     """Return a model with something done to its logits."""
     return keras.Model(model.input, {"logits": change(model.output["logits"])})
